@@ -1,0 +1,1 @@
+"""Boot loaders, boot entries and kernel arguments."""

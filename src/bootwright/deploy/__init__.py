@@ -1,0 +1,1 @@
+"""Deployments on disk: state directories, origins, the /etc merge, finalisation."""

@@ -1,0 +1,1 @@
+"""System calls, one family a file. Imports nothing from above but errors and digests."""

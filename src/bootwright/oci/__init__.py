@@ -1,0 +1,1 @@
+"""OCI: references, manifests, registries, layouts, layer archives. Knows nothing of EROFS."""
