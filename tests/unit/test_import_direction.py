@@ -15,7 +15,8 @@ TIERS: list[set[str]] = [
     {"repo", "storage"},
     {"deploy", "boot", "image"},
     {"ops"},
-    {"cli", "__main__"},
+    {"cli"},
+    {"__main__"},
 ]
 RANK = {name: rank for rank, tier in enumerate(TIERS) for name in tier}
 PURE = ["errors.py", "digest.py", "units.py", "progress.py", "boot/entries.py", "boot/kargs.py", "deploy/merge.py"]

@@ -8,7 +8,15 @@ from bootwright.units import format_duration, format_size, parse_size
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("0", 0), ("4096", 4096), ("512M", 512 << 20), ("8G", 8 << 30), ("1.5GiB", 3 << 29), ("2k", 2048), ("1 TB", 1 << 40)],
+    [
+        ("0", 0),
+        ("4096", 4096),
+        ("512M", 512 << 20),
+        ("8G", 8 << 30),
+        ("1.5GiB", 3 << 29),
+        ("2k", 2048),
+        ("1 TB", 1 << 40),
+    ],
 )
 def test_parse_size(text: str, size: int) -> None:
     assert parse_size(text) == size
