@@ -69,10 +69,15 @@ def test_sync_filesystem_returns(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("code", "kind"),
-    [(errno.ENOSPC, SpaceError), (errno.EROFS, PrivilegeError), (errno.EACCES, PrivilegeError), (errno.EIO, BootwrightError)],
+    [
+        (errno.ENOSPC, SpaceError),
+        (errno.EROFS, PrivilegeError),
+        (errno.EACCES, PrivilegeError),
+        (errno.EIO, BootwrightError),
+    ],
 )
 def test_translated_names_the_object_and_the_reason(code: int, kind: type[BootwrightError]) -> None:
-    with pytest.raises(kind, match="could not write.*/x/y") as caught, files.translated("could not write"):
+    with pytest.raises(kind, match=r"could not write.*/x/y") as caught, files.translated("could not write"):
         raise OSError(code, os.strerror(code), "/x/y")
     assert type(caught.value) is kind
 

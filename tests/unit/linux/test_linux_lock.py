@@ -20,7 +20,10 @@ def test_second_exclusive_holder_is_told_who_has_it(tmp_path: Path) -> None:
 
 
 def test_shared_holders_of_a_directory_keep_an_exclusive_one_out(tmp_path: Path) -> None:
-    with Lock(str(tmp_path), exclusive=False, holder="pull"), Lock(str(tmp_path), exclusive=False, holder="pull"):
-        with pytest.raises(BusyError):
-            Lock(str(tmp_path), exclusive=True, holder="gc", timeout_s=0.1)
+    with (
+        Lock(str(tmp_path), exclusive=False, holder="pull"),
+        Lock(str(tmp_path), exclusive=False, holder="pull"),
+        pytest.raises(BusyError),
+    ):
+        Lock(str(tmp_path), exclusive=True, holder="gc", timeout_s=0.1)
     Lock(str(tmp_path), exclusive=True, holder="gc").release()
