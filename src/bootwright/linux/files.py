@@ -134,8 +134,8 @@ def replace_durably(path: _PathLike, data: bytes, *, mode: int = 0o644) -> None:
     fsync_directory(directory)
 
 
-def replace_symlink(target: str, path: _PathLike) -> None:
-    """Create or replace a symlink atomically and durably."""
+def replace_symlink(target: str, path: _PathLike, *, durable: bool = True) -> None:
+    """Create or replace a symlink atomically and durably; many at once are made durable by the caller's one fsync."""
     path = os.fsdecode(path)
     directory = os.path.dirname(path) or "."
     temporary = os.path.join(directory, f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}")
@@ -146,7 +146,8 @@ def replace_symlink(target: str, path: _PathLike) -> None:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
-    fsync_directory(directory)
+    if durable:
+        fsync_directory(directory)
 
 
 def rename_durably(old: _PathLike, new: _PathLike) -> None:
