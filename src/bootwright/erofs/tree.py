@@ -10,7 +10,7 @@ Names, targets, keys and paths are bytes, never decoded text.
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from bootwright.errors import ImageError
 
@@ -158,13 +158,18 @@ def resolve(node: Node) -> Inode:
     return node.target if isinstance(node, HardLink) else node
 
 
-def walk(root: Inode) -> Iterator[tuple[bytes, Node]]:
+def walk(root: Inode, names: Collection[bytes] = ()) -> Iterator[tuple[bytes, Node]]:
     """Yield every node with its absolute path, depth first, names in byte order; ``b"/"`` is first.
 
     A directory's children are read after it was yielded, so the consumer may change them at that moment.
+
+    Args:
+        root: the tree.
+        names: entries of the root to visit; all when empty.
     """
     yield b"/", root
-    stack = [_sorted_children(b"", root)]
+    children = _sorted_children(b"", root)
+    stack = [((path, node) for path, node in children if path[1:] in names) if names else children]
     while stack:
         for path, node in stack[-1]:
             yield path, node
