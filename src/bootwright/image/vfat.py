@@ -60,7 +60,7 @@ class Vfat:
             return
         image = f"{self.path}@@{self.offset}"
         sources = [os.path.join(os.path.abspath(directory), name) for name in names]
-        self._run(["mcopy", "-i", image, "-s", "-m", "-b", *sources, "::/"], "fill the EFI system partition")
+        self._run(["mcopy", "-i", image, "-s", "-m", *sources, "::/"], "fill the EFI system partition")
 
     def _run(self, argv: list[str], purpose: str) -> None:
         # The user's own mtools configuration must not have a say; the size of a file is no reason for a warning.
