@@ -31,7 +31,7 @@ from bootwright.erofs.tree import HardLink, Inode, Node, resolve
 from bootwright.errors import ImageError
 from bootwright.repo.entries import HARD_LINK, LayerEntry
 
-__all__ = ["apply_boot_transform", "apply_oci_transform", "merge_layers", "settle_links"]
+__all__ = ["apply_boot_transform", "apply_oci_transform", "can_boot", "merge_layers", "settle_links"]
 
 _WHITEOUT = b".wh."
 _OPAQUE = b".wh..wh..opq"
@@ -39,6 +39,7 @@ _META = b".wh..wh."
 _CAPABILITY = b"security.capability"
 _IMPLIED_MODE = stat.S_IFDIR | 0o755
 _MAX_TARGET = 4095
+_BOOT_DIRECTORIES = (b"usr", b"boot", b"sysroot")
 
 
 def merge_layers(layers: Iterable[Iterable[LayerEntry]]) -> Inode:
@@ -252,7 +253,7 @@ def apply_boot_transform(root: Inode) -> None:
     Raises:
         ImageError: a directory that an operating system needs is missing: the image cannot boot.
     """
-    found = {name: _child_directory(root, name) for name in (b"usr", b"boot", b"sysroot")}
+    found = {name: _child_directory(root, name) for name in _BOOT_DIRECTORIES}
     missing = [f"/{name.decode()}" for name, directory in found.items() if directory is None]
     usr, boot, sysroot = found.values()
     if usr is None or boot is None or sysroot is None:
@@ -269,6 +270,11 @@ def apply_boot_transform(root: Inode) -> None:
             inode.xattrs.pop(b"security.selinux", None)
         stack.extend(node for node in (inode.children or {}).values() if isinstance(node, Inode))
     settle_links(root)
+
+
+def can_boot(root: Inode) -> bool:
+    """Tell whether the boot transform can be applied."""
+    return all(_child_directory(root, name) is not None for name in _BOOT_DIRECTORIES)
 
 
 def _child_directory(root: Inode, name: bytes) -> Inode | None:
