@@ -29,6 +29,7 @@ __all__ = [
     "DIRENT",
     "EROFS_MAGIC",
     "EXTENDED",
+    "FEATURES",
     "FILE_TYPES",
     "FLAG_ACL",
     "FLAT_INLINE",
@@ -41,6 +42,7 @@ __all__ = [
     "MAX_NAME",
     "MAX_PAYLOAD",
     "MAX_SHARED",
+    "MAX_TAIL",
     "MAX_XATTR_TOTAL",
     "SUPERBLOCK",
     "SUPERBLOCK_OFFSET",
@@ -55,6 +57,7 @@ __all__ = [
 ]
 
 BLOCK = 4096
+MAX_TAIL = BLOCK // 2  # more than that becomes a block of its own
 INODES_START = 1152
 
 COMPOSEFS_MAGIC = 0xD078629A
@@ -63,6 +66,7 @@ FLAG_ACL = 1  # an inode has a POSIX ACL; without it the filesystem is mounted w
 
 EROFS_MAGIC = 0xE0F5E1E2
 SUPERBLOCK_OFFSET = 1024
+FEATURES = 6  # mtime, xattr name filter: both compatible
 # magic, checksum, feature_compat, blkszbits, extslots, root_nid, inos, build_time, build_time_nsec, blocks,
 # meta_blkaddr, xattr_blkaddr, uuid, volume name, feature_incompat
 SUPERBLOCK = Struct("<IIIBBHQqIIII16s16sI44x")
