@@ -48,7 +48,6 @@ __all__ = [
     "SUPERBLOCK_OFFSET",
     "XATTR_ENTRY",
     "XATTR_HEADER",
-    "XATTR_HEADER_SIZE",
     "XATTR_PREFIXES",
     "filter_bit",
     "split_key",
@@ -88,7 +87,6 @@ FILE_TYPES = {
 }
 
 XATTR_HEADER = Struct("<IB7x")  # name filter, number of shared ids
-XATTR_HEADER_SIZE = 12
 XATTR_ENTRY = Struct("<BBH")  # length of the suffix, prefix index, length of the value
 # First match wins; index 0 means that the key is stored whole.
 XATTR_PREFIXES = (

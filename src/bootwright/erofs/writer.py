@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import stat
 import struct
+from operator import attrgetter
 
 from bootwright.digest import Algorithm
 from bootwright.erofs import disk, overlay
@@ -22,13 +23,12 @@ from bootwright.erofs.directories import Directory, check_names, encode_director
 from bootwright.erofs.disk import BLOCK
 from bootwright.erofs.dumptext import escape
 from bootwright.erofs.tree import HardLink, Inode, walk
-from bootwright.erofs.xattrs import XattrPlan, XattrSet, external_xattrs
+from bootwright.erofs.xattrs import AreaHead, XattrPlan, XattrSet, external_xattrs
 from bootwright.errors import ImageError, UsageError
 
 __all__ = ["write_image"]
 
-_NO_BLOCK = b"\xff"
-_ZEROS = [b"\0" * size for size in range(BLOCK + 1)]
+_NO_BLOCK = b"\xff\xff\xff\xff"
 
 
 def write_image(
@@ -91,6 +91,8 @@ class _Image:
         self.kinds: list[int] = []
         self.sets: list[XattrSet] = []
         self.places: list[tuple[int, bool, int, int, int]] = []  # nid, is compact, size, blocks, tail
+        # One element an external file that is not marked:
+        self.areas: list[tuple[AreaHead, bytes]] = []
         self.xattrs = XattrPlan()
         self.inodes_end = 0
 
@@ -131,7 +133,7 @@ class _Image:
             directory.names = names
         if len(set(inodes)) != len(inodes):
             raise ImageError("the same inode is in the tree twice", hint="further names must be hard links")
-        self.build_time = min((inode.mtime_sec, inode.mtime_nsec) for inode in inodes)
+        self.build_time = min(map(attrgetter("mtime_sec", "mtime_nsec"), inodes))
 
     def plan_xattrs(self, version: int) -> None:
         """Find out what each inode is, and its xattrs."""
@@ -140,19 +142,24 @@ class _Image:
         extras[0] = {overlay.OPAQUE: b"y"} | extras.get(0, {})
         digests: list[bytes | None] = []
         payloads: list[bytes | None] = []
-        kinds, sets, get_set = self.kinds, self.sets, self.xattrs.get_set
+        kinds, sets, get_set, find_set = self.kinds, self.sets, self.xattrs.get_set, self.xattrs.known.get
+        no_xattrs = get_set({})
         for ino, inode in enumerate(self.inodes):
             try:
+                xattrs = inode.xattrs
+                xattr_set = find_set(tuple(xattrs.items())) if xattrs else no_xattrs
+                if xattr_set is None or ino in extras:
+                    xattr_set = get_set(xattrs, extras.get(ino))
+                xattr_set.count += 1
                 kind = _EMPTY if ino in self.whiteouts else self._find_kind(inode)
-                xattr_set = get_set(inode.xattrs, extras.get(ino))
                 if kind == _EXTERNAL:
-                    digest, payload = inode.digest or None, inode.payload or None
                     if xattr_set.can_splice:
-                        digests.append(digest)
-                        payloads.append(payload)
+                        digests.append(inode.digest or None)
+                        payloads.append(inode.payload or None)
                     else:
                         xattr_set.count -= 1
-                        xattr_set = get_set(inode.xattrs, external_xattrs(digest, payload))
+                        xattr_set = get_set(xattrs, external_xattrs(inode.digest, inode.payload))
+                        xattr_set.count += 1
                         kind = _MARKED
             except ImageError as exc:
                 raise ImageError(f"{self._find_path(inode)}: {exc.message}", hint=exc.hint) from exc
@@ -165,7 +172,7 @@ class _Image:
         kind = _KINDS.get(inode.mode & 0o170000)
         if kind == _EXTERNAL:
             content = inode.content
-            if not inode.size:
+            if not inode.size and not content:
                 return _EMPTY
             if content is not None:
                 if len(content) != inode.size:
@@ -205,8 +212,8 @@ class _Image:
         pos = disk.INODES_START
         build_sec, build_nsec = self.build_time
         directories = iter(self.directories)
-        get_external_size = self.xattrs.get_external_size
-        places = self.places
+        splice = self.xattrs.splice
+        places, areas = self.places, self.areas
         for inode, kind, xattr_set in zip(self.inodes, self.kinds, self.sets, strict=True):
             pos = (pos + 31) & ~31
             size = inode.size
@@ -216,7 +223,9 @@ class _Image:
             if kind <= _MARKED:
                 tail = 4 if size <= 1 << disk.MAX_CHUNK_BITS else 4 * -(-size >> disk.MAX_CHUNK_BITS)
                 if kind == _EXTERNAL:
-                    xattr_size = get_external_size(xattr_set, inode.digest or None, inode.payload or None)
+                    area = splice(xattr_set, inode.digest or None, inode.payload or None)
+                    areas.append(area)
+                    xattr_size = area[0].size + len(area[1])
             elif kind == _DIRECTORY:
                 directory = next(directories)
                 nlink = directory.nlink
@@ -267,7 +276,7 @@ class _Image:
             types[ino] = disk.FILE_TYPES[stat.S_IFREG]
         inos = {inode: ino for ino, inode in enumerate(self.inodes)} if self.has_links else None
         directories = iter(self.directories)
-        encode_external = self.xattrs.encode_external
+        areas = iter(self.areas)
         pack_compact, pack_extended = disk.COMPACT.pack, disk.EXTENDED.pack
         for ino, (inode, kind, xattr_set, (nid, is_compact, size, blocks, tail)) in enumerate(
             zip(self.inodes, self.kinds, self.sets, self.places, strict=True)
@@ -281,10 +290,17 @@ class _Image:
             content = b""
             if kind <= _MARKED:
                 layout = disk.CHUNKED
-                content = _NO_BLOCK * (4 * -(-size >> disk.MAX_CHUNK_BITS))
-                word = word & 0xFFFF0000 | min(max((size - 1).bit_length(), 12), disk.MAX_CHUNK_BITS) - 12
+                if size <= BLOCK:
+                    content = _NO_BLOCK
+                elif size <= 1 << disk.MAX_CHUNK_BITS:
+                    content = _NO_BLOCK
+                    word = (size - 1).bit_length() - 12
+                else:
+                    content = _NO_BLOCK * -(-size >> disk.MAX_CHUNK_BITS)
+                    word = word & 0xFFFF0000 | disk.MAX_CHUNK_BITS - 12
                 if kind == _EXTERNAL:
-                    area = encode_external(xattr_set, inode.digest or None, inode.payload or None)
+                    area_head, rest = next(areas)
+                    area = area_head.encoded + rest
             elif kind == _DIRECTORY:
                 directory = next(directories)
                 nlink = directory.nlink
@@ -320,14 +336,14 @@ class _Image:
                 block += blocks
                 content = content[blocks * BLOCK :]
             start = nid << 5
-            append(_ZEROS[start - at])
+            append(bytes(start - at))
             append(head)
             append(area)
             append(content)
             at = start + len(head) + len(area) + tail
-        append(_ZEROS[self.inodes_end - at])
+        append(bytes(self.inodes_end - at))
         append(self.xattrs.table)
-        append(_ZEROS[data_start - self.inodes_end - len(self.xattrs.table)])
+        append(bytes(data_start - self.inodes_end - len(self.xattrs.table)))
         out += data
         out[0] = self._headers(version, block)
         return b"".join(out)

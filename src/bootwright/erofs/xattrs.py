@@ -19,7 +19,7 @@ from bootwright.erofs import disk
 from bootwright.erofs.overlay import METACOPY, METACOPY_HEADERS, OVERLAY_PREFIX, REDIRECT, escaped
 from bootwright.errors import ImageError
 
-__all__ = ["XattrPlan", "XattrSet", "external_xattrs"]
+__all__ = ["AreaHead", "XattrPlan", "XattrSet", "external_xattrs"]
 
 _Pair = tuple[bytes, bytes]
 _ALL_ONES = 0xFFFFFFFF
@@ -45,15 +45,15 @@ def _metacopy_value(digest: bytes | None) -> bytes:
     return METACOPY_HEADERS[len(digest)] + digest if digest else b""
 
 
-def _entry_head(key: bytes, length: int) -> bytes:
+def _entry_start(key: bytes, length: int) -> bytes:
     """Encode an xattr up to its value."""
     index, suffix = disk.split_key(key)
     return disk.XATTR_ENTRY.pack(len(suffix), index, length) + suffix
 
 
 # By length of the digest; digests need no padding.
-_METACOPY_HEADS = {0: _entry_head(METACOPY, 0)} | {
-    size: _entry_head(METACOPY, len(header) + size) + header for size, header in METACOPY_HEADERS.items()
+_METACOPY_STARTS = {0: _entry_start(METACOPY, 0)} | {
+    size: _entry_start(METACOPY, len(header) + size) + header for size, header in METACOPY_HEADERS.items()
 }
 _PADDING = (b"", b"\0", b"\0\0", b"\0\0\0")
 
@@ -66,62 +66,58 @@ def external_xattrs(digest: bytes | None, payload: bytes | None) -> dict[bytes, 
     return xattrs
 
 
-def _padded(size: int) -> int:
-    return (size + 3) & ~3
+class AreaHead:
+    """The start of a xattr area: filter, ids of shared xattrs, and those inline ones that come first."""
+
+    __slots__ = ("_bits", "_inline", "_offsets", "encoded", "size")
+
+    def __init__(self, bits: int, offsets: list[int], inline: bytes) -> None:
+        self._bits = bits
+        self._offsets = offsets
+        self._inline = inline
+        self.size = disk.XATTR_HEADER.size + 4 * len(offsets) + len(inline)
+        self.encoded = b""
+
+    def encode(self, base: int) -> None:
+        """Encode it, ``base`` being the place of the shared table in its block."""
+        ids = struct.pack(f"<{len(self._offsets)}I", *[(base + offset) >> 2 for offset in self._offsets])
+        self.encoded = disk.XATTR_HEADER.pack(self._bits, len(self._offsets)) + ids + self._inline
 
 
 class XattrSet:
     """The xattrs that many inodes have in common.
 
-    ``size`` and ``encoded`` are the whole area of an inode that has just these.
+    ``size`` and ``encoded`` are the whole area of an inode that has just these. ``can_splice``: metacopy and redirect
+    would be neighbours in key order, and their ids within the limit.
     """
 
-    __slots__ = ("_after", "_before", "_heads", "count", "encoded", "pairs", "size", "spliced_size", "tail")
+    __slots__ = ("_after", "_before", "_bits", "_heads", "can_splice", "count", "encoded", "pairs", "size", "tail")
 
     def __init__(self, pairs: tuple[_Pair, ...]) -> None:
         self.pairs = pairs
         self.count = 0
-        self.size = self.spliced_size = 0
+        self.can_splice = len(pairs) <= _MAX_SPLICED and not any(key.startswith(OVERLAY_PREFIX) for key, _ in pairs)
+        self.size = 0
         self.encoded = self.tail = b""
         # Offsets of shared pairs and encoded unshared ones, before and after the place of metacopy and redirect.
         self._before: tuple[list[int], bytes] = ([], b"")
         self._after: tuple[list[int], bytes] = ([], b"")
-        self._heads: dict[tuple[int | None, int | None, bool], bytes] = {}
-
-    @property
-    def can_splice(self) -> bool:
-        """Metacopy and redirect are neighbours in key order and their ids are within the limit."""
-        return len(self.pairs) <= _MAX_SPLICED and not any(key.startswith(OVERLAY_PREFIX) for key, _ in self.pairs)
+        self._heads: dict[tuple[int | None, int | None, bool | None], AreaHead] = {}
+        self._bits = _ALL_ONES
+        for key, _ in pairs:
+            self._bits &= ~disk.filter_bit(key)
 
     def share(self, offsets: dict[_Pair, int]) -> None:
         """Divide the pairs into shared and inline ones."""
-        self._before, self._after = ([], b""), ([], b"")
-        for is_after in (False, True):
-            ids: list[int] = []
-            inline: list[bytes] = []
-            for pair in self.pairs:
-                if (pair[0] > METACOPY) is is_after:
-                    offset = offsets.get(pair)
-                    if offset is None or len(self._before[0]) + len(ids) >= disk.MAX_SHARED:
-                        inline.append(disk.xattr_entry(*pair))
-                    else:
-                        ids.append(offset)
-            if is_after:
-                self._after = ids, b"".join(inline)
-            else:
-                self._before = ids, b"".join(inline)
+        split = sum(key < METACOPY for key, _ in self.pairs)
+        self._before = _divide(self.pairs[:split], offsets, disk.MAX_SHARED)
+        self._after = _divide(self.pairs[split:], offsets, disk.MAX_SHARED - len(self._before[0]))
         self.tail = self._after[1]
-        self.spliced_size = 4 * (len(self._before[0]) + len(self._after[0])) + len(self._before[1]) + len(self.tail)
-        self.size = disk.XATTR_HEADER_SIZE + self.spliced_size if self.pairs else 0
-
-    def encode(self, base: int) -> None:
-        """Encode the area, ``base`` being the place of the shared table in its block."""
         if self.pairs:
-            ids = self._before[0] + self._after[0]
-            self.encoded = _area_head(self._bits(), ids, base) + self._before[1] + self.tail
+            self.size = self.get_head(None, None, has_redirect=None).size + len(self.tail)
 
-    def encode_head(self, metacopy: int | None, redirect: int | None, has_redirect: bool, base: int) -> bytes:
-        """Encode the area of an external file up to the place of metacopy and redirect.
+    def get_head(self, metacopy: int | None, redirect: int | None, *, has_redirect: bool | None) -> AreaHead:
+        """Return the head of an area: of these xattrs alone, or (has_redirect is not None) of an external file.
 
         ``metacopy`` and ``redirect`` are offsets in the shared table, None when not shared.
         """
@@ -129,57 +125,63 @@ class XattrSet:
         head = self._heads.get(key)
         if head is None:
             own = [offset for offset in (metacopy, redirect) if offset is not None]
-            ids = [*self._before[0], *own, *self._after[0]]
-            head = _area_head(self._bits() & _SPLICED_BITS[has_redirect], ids, base) + self._before[1]
+            bits = self._bits if has_redirect is None else self._bits & _SPLICED_BITS[has_redirect]
+            head = AreaHead(bits, [*self._before[0], *own, *self._after[0]], self._before[1])
             self._heads[key] = head
         return head
 
-    def _bits(self) -> int:
-        bits = _ALL_ONES
-        for key, _ in self.pairs:
-            bits &= ~disk.filter_bit(key)
-        return bits
+    def encode(self, base: int) -> None:
+        """Encode everything that holds ids, ``base`` being the place of the shared table in its block."""
+        for head in self._heads.values():
+            head.encode(base)
+        if self.pairs:
+            self.encoded = self.get_head(None, None, has_redirect=None).encoded + self.tail
 
 
-def _area_head(bits: int, offsets: list[int], base: int) -> bytes:
-    ids = struct.pack(f"<{len(offsets)}I", *[(base + offset) >> 2 for offset in offsets])
-    return disk.XATTR_HEADER.pack(bits, len(offsets)) + ids
+def _divide(pairs: tuple[_Pair, ...], offsets: dict[_Pair, int], limit: int) -> tuple[list[int], bytes]:
+    """Return the offsets of at most ``limit`` shared pairs, and the other ones encoded."""
+    shared: list[int] = []
+    inline: list[bytes] = []
+    for pair in pairs:
+        offset = offsets.get(pair)
+        if offset is None or len(shared) >= limit:
+            inline.append(disk.xattr_entry(*pair))
+        else:
+            shared.append(offset)
+    return shared, b"".join(inline)
 
 
 class XattrPlan:
     """All xattrs of an image."""
 
     def __init__(self) -> None:
-        self._raw_sets: dict[tuple[_Pair, ...], XattrSet] = {}
+        self.known: dict[tuple[_Pair, ...], XattrSet] = {}  # by an inode's xattrs as they are, in any order
         self._sets: dict[tuple[_Pair, ...], XattrSet] = {}
         self._digests: Counter[bytes | None] = Counter()
         self._payloads: Counter[bytes | None] = Counter()
-        self._redirect_heads: dict[int, bytes] = {}  # by length of the payload
-        self._base = 0
+        self._redirect_starts: dict[int, bytes] = {}  # by length of the payload
         self.table = b""
         self.has_acl = False
         # Offsets in the table of the digests and payloads that are shared.
-        self.shared_digests: dict[bytes | None, int] = {}
-        self.shared_payloads: dict[bytes | None, int] = {}
+        self._shared_digests: dict[bytes | None, int] = {}
+        self._shared_payloads: dict[bytes | None, int] = {}
 
     def get_set(self, xattrs: dict[bytes, bytes], extra: dict[bytes, bytes] | None = None) -> XattrSet:
-        """Return the set for an inode's xattrs, escaped, with those that overlayfs needs; counts one more inode.
+        """Return the set for an inode's xattrs, escaped, with those that overlayfs needs.
+
+        The caller adds to its ``count`` for every inode that has it.
 
         Raises:
             ImageError: they cannot be stored.
         """
-        key = tuple(xattrs.items())
-        found = None if extra else self._raw_sets.get(key)
+        _check(xattrs)
+        pairs = tuple(sorted((escaped(xattrs) | (extra or {})).items()))
+        found = self._sets.get(pairs)
         if found is None:
-            _check(xattrs)
-            pairs = tuple(sorted((escaped(xattrs) | (extra or {})).items()))
-            found = self._sets.get(pairs)
-            if found is None:
-                found = self._sets[pairs] = XattrSet(pairs)
-                self.has_acl = self.has_acl or any(key in _ACL_KEYS for key, _ in pairs)
-            if not extra:
-                self._raw_sets[key] = found
-        found.count += 1
+            found = self._sets[pairs] = XattrSet(pairs)
+            self.has_acl = self.has_acl or any(key in _ACL_KEYS for key, _ in pairs)
+        if not extra:
+            self.known[tuple(xattrs.items())] = found
         return found
 
     def count_external(self, digests: Iterable[bytes | None], payloads: Iterable[bytes | None]) -> None:
@@ -216,39 +218,28 @@ class XattrPlan:
             entries.append(entry)
             at += len(entry)
         self.table = b"".join(entries)
-        self.shared_digests = {digest: offsets[pair] for digest, pair in digests.items() if pair in offsets}
-        self.shared_payloads = {payload: offsets[pair] for payload, pair in payloads.items() if pair in offsets}
+        self._shared_digests = {digest: offsets[pair] for digest, pair in digests.items() if pair in offsets}
+        self._shared_payloads = {payload: offsets[pair] for payload, pair in payloads.items() if pair in offsets}
         for xattr_set in self._sets.values():
             xattr_set.share(offsets)
 
     def place(self, table_start: int) -> None:
         """Encode everything that depends on where the shared table lies in the image."""
-        self._base = table_start % disk.BLOCK
+        base = table_start % disk.BLOCK
         for xattr_set in self._sets.values():
-            xattr_set.encode(self._base)
+            xattr_set.encode(base)
 
-    def get_external_size(self, xattr_set: XattrSet, digest: bytes | None, payload: bytes | None) -> int:
-        """Return the size of the area of an external file."""
-        size = disk.XATTR_HEADER_SIZE + xattr_set.spliced_size
-        if digest in self.shared_digests:
-            size += 4
-        else:
-            size += 20 + (4 + len(digest) if digest else 0)
-        if payload is None:
-            return size
-        return size + (4 if payload in self.shared_payloads else 20 + _padded(1 + len(payload)))
-
-    def encode_external(self, xattr_set: XattrSet, digest: bytes | None, payload: bytes | None) -> bytes:
-        """Encode the area of an external file."""
-        metacopy = self.shared_digests.get(digest)
-        redirect = self.shared_payloads.get(payload)
-        area = xattr_set.encode_head(metacopy, redirect, payload is not None, self._base)
-        if metacopy is None:
-            area += _METACOPY_HEADS[len(digest)] + digest if digest else _METACOPY_HEADS[0]
+    def splice(self, xattr_set: XattrSet, digest: bytes | None, payload: bytes | None) -> tuple[AreaHead, bytes]:
+        """Return the area of an external file in two parts: the head, which :meth:`place` encodes, and the rest."""
+        metacopy = self._shared_digests.get(digest)
+        redirect = self._shared_payloads.get(payload)
+        rest = xattr_set.tail
         if payload is not None and redirect is None:
             length = len(payload)
-            head = self._redirect_heads.get(length)
-            if head is None:
-                head = self._redirect_heads[length] = _entry_head(REDIRECT, 1 + length) + b"/"
-            area += head + payload + _PADDING[~length & 3]
-        return area + xattr_set.tail
+            start = self._redirect_starts.get(length)
+            if start is None:
+                start = self._redirect_starts[length] = _entry_start(REDIRECT, 1 + length) + b"/"
+            rest = start + payload + _PADDING[~length & 3] + rest
+        if metacopy is None:
+            rest = (_METACOPY_STARTS[len(digest)] + digest if digest else _METACOPY_STARTS[0]) + rest
+        return xattr_set.get_head(metacopy, redirect, has_redirect=payload is not None), rest
