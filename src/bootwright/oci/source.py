@@ -37,6 +37,7 @@ __all__ = [
     "ImageSource",
     "ManifestBytes",
     "ResolvedImage",
+    "Session",
     "SourceOptions",
     "get_host_architecture",
     "open_source",
@@ -62,6 +63,21 @@ def get_host_architecture() -> str:
     return _ARCHITECTURES.get(machine, machine)
 
 
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What is known of a registry after the first contact; used only for the same host and repository.
+
+    Attributes:
+        name: host and repository.
+        scheme: ``http`` or ``https``; None when not yet known.
+        authorization: value of the ``Authorization`` header; None when none was wanted.
+    """
+
+    name: str
+    scheme: str | None
+    authorization: str | None = field(default=None, repr=False)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceOptions:
     """How to reach a source. Picklable: workers in other processes get a copy.
@@ -76,8 +92,7 @@ class SourceOptions:
         read_timeout_s: how long a connection may be silent.
         retries: attempts after the first one that failed for a reason that may pass.
         retry_delay_s: pause before the first of them; it doubles each time.
-        scheme: ``http`` or ``https`` when an earlier source has found out.
-        authorization: an ``Authorization`` header that an earlier source has obtained for the image's host.
+        session: what an earlier source has learned, see :meth:`ImageSource.worker_options`.
     """
 
     tls_verify: bool = True
@@ -89,8 +104,7 @@ class SourceOptions:
     read_timeout_s: float = 60
     retries: int = 5
     retry_delay_s: float = 1
-    scheme: str | None = None
-    authorization: str | None = field(default=None, repr=False)
+    session: Session | None = None
 
 
 @dataclass(frozen=True, slots=True)
