@@ -151,6 +151,15 @@ class References:
                 os.unlink(os.path.join(directory, name))
             files.fsync_directory(directory)
 
+    def remove_leftovers(self) -> None:
+        """Remove the temporary names that a crash left among the links; nobody else may be writing."""
+        for kind in ("streams", "images"):
+            for directory, _, names in os.walk(os.path.join(self._path, kind)):
+                for name in names:
+                    if name.startswith(files.TEMPORARY_PREFIX):
+                        with contextlib.suppress(FileNotFoundError):
+                            os.unlink(os.path.join(directory, name))
+
     def read_roots(self, kind: str) -> Iterator[tuple[str, str]]:
         """Yield every reference below ``streams/refs`` or ``images/refs``: its path there and what it names."""
         top = os.path.join(self._path, kind, "refs")
