@@ -49,24 +49,27 @@ class Architecture:
         name: OCI's name, e.g. ``amd64``.
         root_type: partition type of a root filesystem (Discoverable Partitions Specification).
         efi_name: the architecture in the names of UEFI programs: ``x64`` in ``BOOTX64.EFI``.
+        machine: the kernel's name, as ``uname -m`` prints it; programs that emulate it have it in theirs.
+        rust_name: what drop-ins of bootc call it.
     """
 
     name: str
     root_type: uuid.UUID
     efi_name: str
+    machine: str
+    rust_name: str
 
 
-ARCHITECTURES = {
-    row.name: row
-    for row in (
-        Architecture("amd64", uuid.UUID("4f68bce3-e8cd-4db1-96e7-fbcaf984b709"), "x64"),
-        Architecture("arm64", uuid.UUID("b921b045-1df0-41c3-af44-4c6f280d3fae"), "aa64"),
-        Architecture("386", uuid.UUID("44479540-f297-41b2-9af7-d131d5f0458a"), "ia32"),
-        Architecture("arm", uuid.UUID("69dad710-2ce4-4e3c-b16c-21a1d49abed3"), "arm"),
-        Architecture("riscv64", uuid.UUID("72ec70a6-cf74-40e6-bd49-4bda08e8f224"), "riscv64"),
-        Architecture("loong64", uuid.UUID("77055800-792c-4f94-b39a-98c91b762bb6"), "loongarch64"),
-    )
-}
+# name, root type, UEFI's, the kernel's and Rust's name
+_ROWS = (
+    ("amd64", "4f68bce3-e8cd-4db1-96e7-fbcaf984b709", "x64", "x86_64", "x86_64"),
+    ("arm64", "b921b045-1df0-41c3-af44-4c6f280d3fae", "aa64", "aarch64", "aarch64"),
+    ("386", "44479540-f297-41b2-9af7-d131d5f0458a", "ia32", "i686", "x86"),
+    ("arm", "69dad710-2ce4-4e3c-b16c-21a1d49abed3", "arm", "armv7l", "arm"),
+    ("riscv64", "72ec70a6-cf74-40e6-bd49-4bda08e8f224", "riscv64", "riscv64", "riscv64"),
+    ("loong64", "77055800-792c-4f94-b39a-98c91b762bb6", "loongarch64", "loongarch64", "loongarch64"),
+)
+ARCHITECTURES = {name: Architecture(name, uuid.UUID(kind), *names) for name, kind, *names in _ROWS}
 
 
 def get_architecture(name: str) -> Architecture:
