@@ -346,6 +346,7 @@ def parse(source: bytes | BinaryIO) -> Inode:
 def write(root: Inode, names: Collection[bytes] = ()) -> Iterator[bytes]:
     """Yield the lines of a tree, depth first, as ``composefs-info dump`` prints them.
 
+    Xattrs keep the order of their dict, which for a tree read from an image is the one composefs-info prints.
     A link is written as a line of its own where it stands, so that parsing gives the same tree again.
 
     Args:
@@ -384,7 +385,7 @@ def _format_line(path: bytes, inode: Inode, real_path: bytes | None) -> bytes:
     xattrs = inode.xattrs
     if not xattrs:
         return fields + b"\n"
-    pairs = [b" %b=%b" % (escape_xattr(key), escape_xattr(xattrs[key])) for key in sorted(xattrs)]
+    pairs = [b" %b=%b" % (escape_xattr(key), escape_xattr(value)) for key, value in xattrs.items()]
     return b"%b%b\n" % (fields, b"".join(pairs))
 
 
