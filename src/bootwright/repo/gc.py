@@ -23,6 +23,7 @@ from bootwright.digest import VerityDigest
 from bootwright.erofs.reader import object_digests
 from bootwright.errors import RepositoryError, VerificationError
 from bootwright.linux import files
+from bootwright.repo.refs import encode_tag
 from bootwright.repo.repository import Repository
 from bootwright.repo.streams import is_splitstream, parse_splitstream
 
@@ -46,12 +47,15 @@ class Collection:
     bytes: int = 0
 
 
-def collect(repo: Repository, *, keep: Iterable[VerityDigest] = (), dry_run: bool = False) -> Collection:
+def collect(
+    repo: Repository, *, keep: Iterable[VerityDigest] = (), without: Iterable[str] = (), dry_run: bool = False
+) -> Collection:
     """Remove everything that nothing refers to.
 
     Args:
         repo: opened with :meth:`Repository.open_exclusively`.
         keep: ids of further images in use.
+        without: tags that do not count, as they are about to be removed.
         dry_run: only tell.
 
     Raises:
@@ -59,7 +63,7 @@ def collect(repo: Repository, *, keep: Iterable[VerityDigest] = (), dry_run: boo
             removed.
         PrivilegeError: the repository cannot be written.
     """
-    marked = _mark(repo, keep)
+    marked = _mark(repo, keep, {f"oci/{encode_tag(tag)}" for tag in without})
     found = Collection()
     found.streams = [name for name, digest in repo.refs.read_streams().items() if digest not in marked]
     found.images = [name for name, digest in repo.refs.read_images().items() if digest not in marked]
@@ -74,16 +78,16 @@ def collect(repo: Repository, *, keep: Iterable[VerityDigest] = (), dry_run: boo
     return found
 
 
-def _mark(repo: Repository, keep: Iterable[VerityDigest]) -> set[VerityDigest]:
+def _mark(repo: Repository, keep: Iterable[VerityDigest], without: set[str]) -> set[VerityDigest]:
     """Return every object that is in use."""
     marked: set[VerityDigest] = set()
     waiting = list(keep)
     streams = repo.refs.read_streams()
     images = repo.refs.read_images()
     for kind, links in (("streams", streams), ("images", images)):
-        for _, name in repo.refs.read_roots(kind):
+        for reference, name in repo.refs.read_roots(kind):
             digest = links.get(name)
-            if digest is not None:
+            if digest is not None and not (kind == "streams" and reference in without):
                 waiting.append(digest)
     while waiting:
         digest = waiting.pop()

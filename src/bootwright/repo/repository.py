@@ -37,7 +37,7 @@ from bootwright.repo import recovery
 from bootwright.repo.format import META_NAME, Meta, format_meta, parse_meta
 from bootwright.repo.objects import ObjectStore
 from bootwright.repo.refs import References
-from bootwright.repo.streams import SplitStream, parse_splitstream
+from bootwright.repo.streams import SplitStream, parse_splitstream, parse_stream_size
 
 __all__ = ["Repository"]
 
@@ -281,6 +281,21 @@ class Repository:
         """
         digest = self.refs.find_stream(name)
         return None if digest is None or self.objects.size_of(digest) is None else self.read_stream(digest, name)
+
+    def read_stream_size(self, name: str) -> int | None:
+        """Return the length of a stream when rebuilt, without reading more than its head; None when it is not there.
+
+        Raises:
+            RepositoryError: it is damaged.
+        """
+        digest = self.refs.find_stream(name)
+        if digest is None or self.objects.size_of(digest) is None:
+            return None
+        fd = self.objects.open(digest)
+        try:
+            return parse_stream_size(lambda at, size: os.pread(fd, size, at), origin=name)
+        finally:
+            os.close(fd)
 
     def read_stream(self, digest: VerityDigest, name: str) -> SplitStream:
         """Read a splitstream object, its own digest checked; ``name`` is for messages.

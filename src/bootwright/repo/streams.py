@@ -42,6 +42,7 @@ __all__ = [
     "is_splitstream",
     "iter_bytes",
     "parse_splitstream",
+    "parse_stream_size",
 ]
 
 CONTENT_LAYER = b"ocilayer"
@@ -222,17 +223,7 @@ def parse_splitstream(data: bytes, *, origin: str) -> SplitStream:
     Raises:
         RepositoryError: it is none, or a range or index in it is out of bounds.
     """
-    if len(data) < _HEADER.size or not is_splitstream(data[:32]):
-        raise RepositoryError(f"'{origin}' is not a splitstream")
-    if data.startswith(_MAGIC):
-        _, version, flags, algorithm_number, block, start, end = _HEADER.unpack_from(data)
-    else:
-        start, end, flags, _, version, algorithm_number, block = _HEADER_OLD.unpack_from(data)
-    if version != 0 or flags != 0 or block != 12 or algorithm_number not in (1, 2):
-        raise RepositoryError(
-            f"the splitstream '{origin}' is of an unknown kind"
-            f" (version {version}, flags {flags}, algorithm {algorithm_number}, block size 2^{block})"
-        )
+    algorithm_number, start, end = _parse_header(data[: _HEADER.size], origin)
     info = _part(data, start, end, origin)
     if len(info) < _INFO.size:
         raise RepositoryError(f"the splitstream '{origin}' has an info block of {len(info)} bytes")
@@ -250,6 +241,40 @@ def parse_splitstream(data: bytes, *, origin: str) -> SplitStream:
         origin=origin,
         _stream=stream,
     )
+
+
+def parse_stream_size(read: Callable[[int, int], bytes], *, origin: str) -> int:
+    """Return the length of the rebuilt stream from a file's header and info block.
+
+    Args:
+        read: returns bytes of the file, by offset and length.
+        origin: names it in messages.
+
+    Raises:
+        RepositoryError: it is no splitstream.
+    """
+    _, start, end = _parse_header(read(0, _HEADER.size), origin)
+    info = read(start, _INFO.size) if start + _INFO.size <= end < 1 << 62 else b""
+    if len(info) < _INFO.size:
+        raise RepositoryError(f"the splitstream '{origin}' has no info block")
+    size: int = _INFO.unpack(info)[-1]
+    return size
+
+
+def _parse_header(head: bytes, origin: str) -> tuple[int, int, int]:
+    """Return the number of the algorithm, and the range of the info block."""
+    if len(head) < _HEADER.size or not is_splitstream(head):
+        raise RepositoryError(f"'{origin}' is not a splitstream")
+    if head.startswith(_MAGIC):
+        _, version, flags, algorithm_number, block, start, end = _HEADER.unpack_from(head)
+    else:
+        start, end, flags, _, version, algorithm_number, block = _HEADER_OLD.unpack_from(head)
+    if version != 0 or flags != 0 or block != 12 or algorithm_number not in (1, 2):
+        raise RepositoryError(
+            f"the splitstream '{origin}' is of an unknown kind"
+            f" (version {version}, flags {flags}, algorithm {algorithm_number}, block size 2^{block})"
+        )
+    return algorithm_number, start, end
 
 
 def _part(data: bytes, start: int, end: int, origin: str) -> bytes:
