@@ -30,6 +30,8 @@ in_image dpkg-query -W -f '${binary:Package}\n' >"$root/usr/lib/sysimage/base-pa
 [ -z "$EXTRAS" ] || in_image apt-get install -q -y --no-install-recommends $EXTRAS
 
 in_image systemctl enable systemd-networkd.service systemd-resolved.service
+# They look after LVM snapshots of ext4; there is no LVM here.
+in_image systemctl disable e2scrub_all.timer e2scrub_reap.service
 in_image /usr/lib/bootwright/prepare-image
 
 # After the initramfs was made: it carries a copy of os-release, and should be the same in images with the same kernel.
