@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from bootwright.deploy.etc_tree import LEFT_OUT, read_directory, read_image
@@ -53,7 +52,7 @@ class EtcMerge:
             read_image(self.repo, lookup(self.new, b"/etc"), self.algorithm),
         )
 
-    def run(self, target: StoredDeployment, *, step: Callable[[str], None] = lambda _: None) -> MergePlan:
+    def run(self, target: StoredDeployment) -> MergePlan:
         """Merge into the /etc of a deployment.
 
         1. remove an older ``.etc-merging``   2. write the image's /etc there   3. apply the plan   4. sync
@@ -61,7 +60,6 @@ class EtcMerge:
 
         Args:
             target: the deployment whose ``etc`` is replaced.
-            step: called with the name of each step before it, for tests that interrupt.
 
         Raises:
             DeploymentError: there are conflicts; nothing was changed.
@@ -72,25 +70,19 @@ class EtcMerge:
         etc = lookup(self.new, b"/etc")
         merging = os.path.join(target.path, _MERGING)
         with files.translated("could not merge /etc"):
-            step("clean")
             files.remove_tree(merging)
-            step("write")
             os.mkdir(merging, 0o755)
             if etc is not None:
                 write_tree(self.repo, etc, merging, set_owner=True)
-            step("apply")
             _apply(plan, os.fsencode(self.current), os.fsencode(merging))
             for name in LEFT_OUT:
                 files.remove_tree(os.path.join(os.fsencode(merging), name))
-            step("sync")
             files.sync_filesystem(merging)
-            step("exchange")
             if os.path.lexists(target.etc):
                 files.exchange(merging, target.etc)
             else:
                 os.rename(merging, target.etc)
             files.fsync_directory(target.path)
-            step("remove")
             files.remove_tree(merging)
         return plan
 
