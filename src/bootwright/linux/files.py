@@ -22,6 +22,7 @@ from bootwright.errors import BootwrightError, PrivilegeError, SpaceError
 
 __all__ = [
     "TEMPORARY_PREFIX",
+    "clone",
     "clone_or_copy",
     "exchange",
     "fsync_directory",
@@ -173,14 +174,21 @@ def exchange(first: _PathLike, second: _PathLike) -> None:
         raise OSError(code, os.strerror(code), os.fsdecode(first), None, os.fsdecode(second))
 
 
-def clone_or_copy(source_fd: int, target_fd: int) -> None:
-    """Copy a whole file: reflink where the filesystem can, else in the kernel, else by reading and writing."""
+def clone(source_fd: int, target_fd: int) -> bool:
+    """Make a file share the blocks of another one (reflink); False where the filesystem cannot."""
     try:
         fcntl.ioctl(target_fd, _FICLONE, source_fd)
-        return
     except OSError as exc:
         if exc.errno not in (errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS):
             raise
+        return False
+    return True
+
+
+def clone_or_copy(source_fd: int, target_fd: int) -> None:
+    """Copy a whole file: reflink where the filesystem can, else in the kernel, else by reading and writing."""
+    if clone(source_fd, target_fd):
+        return
     left = os.fstat(source_fd).st_size
     os.lseek(source_fd, 0, os.SEEK_SET)
     try:

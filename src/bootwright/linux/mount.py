@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import ctypes
 import os
-import re
-from dataclasses import dataclass
 
 from bootwright.linux import mountapi
 from bootwright.linux.composefs import Verity, mount_composefs
 from bootwright.linux.files import libc
+from bootwright.linux.mountinfo import Mount, parse_mountinfo
 
 __all__ = [
     "NODEV",
@@ -22,7 +21,6 @@ __all__ = [
     "Mount",
     "Verity",
     "bind",
-    "find_mount",
     "mount_composefs",
     "mount_filesystem",
     "parse_mountinfo",
@@ -38,63 +36,6 @@ _BIND, _REC, _PRIVATE = 0x1000, 0x4000, 1 << 18
 _MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
 _CLONE_NEWNS = 0x00020000
 
-_OCTAL = re.compile(r"\\([0-7]{3})")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Mount:
-    """One line of /proc/self/mountinfo (proc(5)); texts are unescaped.
-
-    ``device`` is ``major:minor``; ``root`` the path inside the filesystem that is visible at ``target``; ``options``
-    are those of the mount, ``super_options`` those of the filesystem.
-    """
-
-    id: int
-    parent: int
-    device: str
-    root: str
-    target: str
-    options: str
-    fstype: str
-    source: str
-    super_options: str
-
-    @property
-    def is_read_only(self) -> bool:
-        """Nothing can be written through this mount."""
-        return "ro" in self.options.split(",") or "ro" in self.super_options.split(",")
-
-
-def _unescape(text: str) -> str:
-    # The kernel escapes white space, backslash and "#" only: all of them ASCII.
-    return _OCTAL.sub(lambda match: chr(int(match[1], 8)), text)
-
-
-def parse_mountinfo(text: str) -> list[Mount]:
-    """Parse /proc/self/mountinfo; lines that are no mounts are left out. Pure."""
-    mounts: list[Mount] = []
-    for line in text.split("\n"):
-        fields = line.split(" ")
-        try:
-            separator = fields.index("-", 6)
-            fstype, source, super_options = fields[separator + 1 : separator + 4]
-            mounts.append(
-                Mount(
-                    id=int(fields[0]),
-                    parent=int(fields[1]),
-                    device=fields[2],
-                    root=_unescape(fields[3]),
-                    target=_unescape(fields[4]),
-                    options=fields[5],
-                    fstype=_unescape(fstype),
-                    source=_unescape(source),
-                    super_options=_unescape(super_options),
-                )
-            )
-        except ValueError:
-            continue
-    return mounts
-
 
 def read_mountinfo() -> list[Mount]:
     """Return the mounts of this process's namespace, in the order they were made.
@@ -104,16 +45,6 @@ def read_mountinfo() -> list[Mount]:
     """
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape", newline="\n") as table:
         return parse_mountinfo(table.read())
-
-
-def find_mount(path: str) -> Mount | None:
-    """Find the mount that is visible at exactly this path; the last one made hides the others.
-
-    Raises:
-        OSError: /proc is not mounted.
-    """
-    path = os.path.realpath(path)
-    return next((mount for mount in reversed(read_mountinfo()) if mount.target == path), None)
 
 
 def _mount(

@@ -60,7 +60,8 @@ def mount_error(what: str, exc: OSError, log: str = "") -> BootwrightError:
             f"could not {what}: this kernel does not know how{detail}",
             hint="load the module (modprobe erofs, modprobe overlay) or boot a newer kernel",
         )
-    return BootwrightError(f"could not {what}: {exc.strerror}{detail}")
+    hint = None if log or exc.errno != errno.EINVAL else "dmesg shows what the kernel did not like"
+    return BootwrightError(f"could not {what}: {exc.strerror}{detail}", hint=hint)
 
 
 class FsContext:

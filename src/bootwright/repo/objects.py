@@ -170,6 +170,29 @@ class ObjectStore:
             raise
         return self._finish(fd, temporary, hasher)
 
+    def store_clone(self, source_fd: int) -> tuple[VerityDigest, int] | None:
+        """Store a file by sharing its blocks (reflink); None where the two filesystems cannot.
+
+        The clone is hashed, not the source, so a source that changes meanwhile does no harm.
+
+        Raises:
+            SpaceError: the filesystem is full.
+            VerificationError: the kernel measured another digest.
+        """
+        with files.translated("could not store an object"):
+            fd, temporary = self._create()
+            try:
+                if not files.clone(source_fd, fd):
+                    self._discard(fd, temporary)
+                    return None
+                hasher = fsverity.Hasher(self.algorithm)
+                while piece := os.read(fd, _READ_SIZE):
+                    hasher.update(piece)
+            except BaseException:
+                self._discard(fd, temporary)
+                raise
+        return self._finish(fd, temporary, hasher)
+
     def store_sparse(self, pieces: Iterable[tuple[int, bytes]], size: int) -> VerityDigest:
         """Store a file with holes: data at rising offsets, zeros everywhere else up to ``size``; holes stay holes.
 
