@@ -155,10 +155,10 @@ def plan_layout(
         SpaceError: the disk is too small for what was asked.
     """
     esp_size = _round_up(esp_size)
-    if esp_size < ESP_SIZE_MIN:
+    least = ESP_SIZE_MIN * sector_size // 512
+    if esp_size < least:
         raise UsageError(
-            f"an ESP of {format_size(esp_size)} is too small for FAT32",
-            hint=f"--esp-size {ESP_SIZE_MIN >> 20}M or more",
+            f"an ESP of {format_size(esp_size)} is too small for FAT32", hint=f"--esp-size {least >> 20}M or more"
         )
     # The backup table is one sector of header and 16 KiB of entries at the very end.
     end = (size - sector_size - 16384) // ALIGNMENT * ALIGNMENT

@@ -36,7 +36,7 @@ from bootwright.linux.process import find_program
 from bootwright.oci.manifest import Descriptor
 from bootwright.oci.reference import ImageReference
 from bootwright.oci.source import ResolvedImage, SourceOptions, open_source
-from bootwright.ops.install_stage import Stage, StagedImage, find_boot_loader, make_options
+from bootwright.ops.install_stage import Stage, StagedImage, check_initramfs, find_boot_loader, make_options
 from bootwright.ops.install_target import Target, find_target, open_work_directory
 from bootwright.progress import Progress, SubTask, Task
 from bootwright.repo.images import build_boot_image
@@ -337,6 +337,8 @@ def _pull(plan: InstallPlan, repo: Repository, progress: Progress) -> StagedImag
         )
     boot = build_boot_image(repo, pulled)
     find_boot_loader(boot.tree, plan.architecture, reference=str(options.source))
+    if not check_initramfs(repo, boot, reference=str(options.source)):
+        progress.note("warning: cannot tell whether the initramfs mounts deployments: unknown compression")
     return StagedImage(repo=repo, reference=options.source, pulled=pulled, boot=boot, architecture=plan.architecture)
 
 

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 
 from bootwright.boot.entries import ARTEFACT_PREFIX
 from bootwright.boot.image_kargs import read_image_kargs, read_os_release
+from bootwright.boot.initramfs import has_module
 from bootwright.boot.kargs import Kargs
 from bootwright.boot.sdboot import EntryStore, first_entry
 from bootwright.deploy.model import Origin
@@ -42,7 +43,15 @@ from bootwright.repo.images import BootImage, PulledImage
 from bootwright.repo.repository import Repository
 from bootwright.repo.workers import available_processors, run_jobs
 
-__all__ = ["LOADER_TIMEOUT_S", "SSH_KEYS_FILE", "Stage", "StagedImage", "find_boot_loader", "make_options"]
+__all__ = [
+    "LOADER_TIMEOUT_S",
+    "SSH_KEYS_FILE",
+    "Stage",
+    "StagedImage",
+    "check_initramfs",
+    "find_boot_loader",
+    "make_options",
+]
 
 # Long enough to choose the previous deployment after a bad update, short enough for everybody else.
 LOADER_TIMEOUT_S = 3
@@ -53,6 +62,7 @@ _ALEPH = ".bootc-aleph.json"
 _UPDATED = b".updated"
 _BOOT_LOADERS = "usr/lib/systemd/boot/efi"
 _SEALING_CHUNK = 4
+_INITRAMFS_MAX = 1 << 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +96,25 @@ def find_boot_loader(tree: Inode, architecture: Architecture, *, reference: str)
         f"the image '{reference}' has no boot loader: '/{path}' is missing",
         hint="install systemd-boot in the image (Debian: the package systemd-boot-efi)",
     )
+
+
+def check_initramfs(repo: Repository, boot: BootImage, *, reference: str) -> bool:
+    """Require that the initramfs has the module that mounts deployments.
+
+    Returns:
+        False when that cannot be told.
+
+    Raises:
+        ImageError: it lacks the module.
+    """
+    initramfs = boot.kernel.initramfs
+    found = has_module(repo.read_inode(initramfs)) if initramfs.size <= _INITRAMFS_MAX else None
+    if found is False:
+        raise ImageError(
+            f"the image '{reference}' is not bootable: its initramfs lacks the module that mounts deployments",
+            hint="build its initramfs with bootwright's dracut module or initramfs-tools hook",
+        )
+    return found is not None
 
 
 @dataclass(slots=True)
