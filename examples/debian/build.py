@@ -3,7 +3,8 @@
     examples/debian/build.py --variant v1 --output images/ --deb dist/bootwright_0.1.0_all.deb
 
 mmdebstrap makes the root filesystem (as root, or as any user in a user namespace), the package bootwright brings the
-initramfs module and prepare-image, and the files are divided into layers such that variants share what they have in common.
+initramfs module and prepare-image, and the files are divided into layers such that variants share what they have in
+common.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from pathlib import Path
 
 from oci_layers import Layer, add_image, read_entries, write_layers
 
+Entries = Mapping[str, tarfile.TarInfo]
+
 HERE = Path(__file__).resolve().parent
 
 # Times of files that no package brought: what a build made gets this one.
@@ -30,9 +33,25 @@ BUILD_TIME = 1767225600  # 2026-01-01
 
 # What a machine needs to boot, be reached and update itself.
 BASE = (
-    "linux-image-cloud-{architecture} systemd systemd-sysv systemd-resolved systemd-boot-efi udev kmod dbus libpam-systemd "
-    "login passwd openssh-server iproute2 procps e2fsprogs ca-certificates zstd fsverity"
-).split()
+    "linux-image-cloud-{architecture}",
+    "systemd",
+    "systemd-sysv",
+    "systemd-resolved",
+    "systemd-boot-efi",
+    "udev",
+    "kmod",
+    "dbus",
+    "libpam-systemd",
+    "login",
+    "passwd",
+    "openssh-server",
+    "iproute2",
+    "procps",
+    "e2fsprogs",
+    "ca-certificates",
+    "zstd",
+    "fsverity",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,38 +95,39 @@ def find_mirror() -> str:
     sys.exit("error: no Debian archive in /etc/apt; name one with --mirror")
 
 
-def make_rootfs(variant: Variant, name: str, *, deb: Path, mirror: str, suite: str, architecture: str, archive: Path) -> None:
-    """Make the root filesystem of a variant as a tar archive."""
+def make_rootfs(arguments: argparse.Namespace, archive: Path) -> None:
+    """Make the root filesystem of the wanted variant as a tar archive."""
+    variant = VARIANTS[arguments.variant]
     environment = {
         **os.environ,
         "SOURCE_DATE_EPOCH": str(BUILD_TIME),
         # prepare-image makes the initramfs, once.
         "INITRD": "No",
         "FILES": str(HERE / "files" / "common"),
-        "VARIANT_FILES": str(HERE / "files" / name),
-        "DEB": str(deb),
+        "VARIANT_FILES": str(HERE / "files" / arguments.variant),
+        "DEB": str(arguments.deb.resolve()),
         "EXTRAS": " ".join(variant.extras),
         "IMAGE_VERSION": variant.version,
     }
-    packages = [package.format(architecture=architecture) for package in BASE]
+    packages = [package.format(architecture=arguments.architecture) for package in BASE]
     subprocess.run(
         [
             "mmdebstrap",
             f"--mode={'root' if os.geteuid() == 0 else 'unshare'}",
             "--variant=apt",
-            f"--architectures={architecture}",
+            f"--architectures={arguments.architecture}",
             f"--include={','.join([*packages, variant.initramfs])}",
-            "--aptopt=APT::Install-Recommends \"false\"",
+            '--aptopt=APT::Install-Recommends "false"',
             # Testing and unstable: the archive's release file may have outlived its term on a mirror that is kept.
-            "--aptopt=Acquire::Check-Valid-Until \"false\"",
+            '--aptopt=Acquire::Check-Valid-Until "false"',
             "--dpkgopt=path-exclude=/usr/share/man/*",
             "--dpkgopt=path-exclude=/usr/share/locale/*",
             "--dpkgopt=path-exclude=/usr/share/doc/*",
             "--dpkgopt=path-include=/usr/share/doc/*/copyright",
             f"--customize-hook={HERE / 'customize.sh'}",
-            suite,
+            arguments.suite or variant.suite,
             str(archive),
-            mirror,
+            arguments.mirror or find_mirror(),
         ],
         check=True,
         env=environment,
@@ -115,7 +135,7 @@ def make_rootfs(variant: Variant, name: str, *, deb: Path, mirror: str, suite: s
     )
 
 
-def owners(archive: Path, entries: Mapping[str, tarfile.TarInfo]) -> dict[str, str]:
+def owners(archive: Path, entries: Entries) -> dict[str, str]:
     """Return which package each path belongs to, from the package database in the image."""
     result: dict[str, str] = {}
     with tarfile.open(archive) as tar:
@@ -138,7 +158,7 @@ def parents(path: str) -> Iterator[str]:
         yield "/".join(parts[:count])
 
 
-def divide(archive: Path, entries: Mapping[str, tarfile.TarInfo]) -> tuple[dict[str, dict[str, tarfile.TarInfo]], set[str]]:
+def divide(archive: Path, entries: Entries) -> tuple[dict[str, dict[str, tarfile.TarInfo]], set[str]]:
     """Divide the files into layers: what changes least comes first.
 
     Returns:
@@ -193,15 +213,7 @@ def build(arguments: argparse.Namespace) -> None:
         archive = Path(scratch) / "root.tar"
         # mmdebstrap maps other users into the directory when it is not run by root.
         Path(scratch).chmod(0o755)
-        make_rootfs(
-            variant,
-            arguments.variant,
-            deb=arguments.deb.resolve(),
-            mirror=arguments.mirror or find_mirror(),
-            suite=arguments.suite or variant.suite,
-            architecture=arguments.architecture,
-            archive=archive,
-        )
+        make_rootfs(arguments, archive)
         made = time.monotonic()
         entries = read_entries(archive)
         layers, packaged = divide(archive, entries)
@@ -241,7 +253,7 @@ def main() -> int:
     parser.add_argument("--deb", type=Path, help="the package bootwright (default: the one in dist/)")
     parser.add_argument("--mirror", help="Debian archive (default: the one in this machine's apt configuration)")
     parser.add_argument("--suite", help="Debian release (default: the variant's)")
-    parser.add_argument("--architecture", default=default_architecture(), help="Debian's name (default: this machine's)")
+    parser.add_argument("--architecture", default=default_architecture(), help="default: this machine's")
     parser.add_argument("--workdir", help="where temporary files go, about 1 GB (default: TMPDIR)")
     arguments = parser.parse_args()
     if arguments.deb is None:

@@ -1,7 +1,8 @@
 """Writes a root filesystem, given as a tar archive, into an OCI layout as several layers.
 
-The same files give the same bytes, whatever order or time the archive has them in: entries are sorted, times that only tell
-when the build ran are replaced, names of users are left out. So two builds share every layer whose files did not change.
+The same files give the same bytes, whatever order or time the archive has them in: entries are sorted, times that only
+tell when the build ran are replaced, names of users are left out. So two builds share every layer whose files did not
+change.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 __all__ = ["Layer", "add_image", "read_entries", "write_layer"]
 
@@ -37,10 +38,16 @@ class Layer:
     size: int
 
 
+class _Sink(Protocol):
+    def write(self, data: bytes, /) -> int: ...
+
+    def flush(self) -> None: ...
+
+
 class _Counter:
     """Passes bytes on and keeps their digest and number."""
 
-    def __init__(self, target: BinaryIO) -> None:
+    def __init__(self, target: _Sink) -> None:
         self._target = target
         self._hash = hashlib.sha256()
         self.size = 0
@@ -86,7 +93,7 @@ def write_layer(
     with archive.open("rb") as source, partial.open("wb") as file:
         packed = _Counter(file)
         # No file name, no time: the header is the same in every build.
-        with gzip.GzipFile(filename="", mode="wb", compresslevel=6, fileobj=packed, mtime=0) as squeezed:  # type: ignore[call-overload]  # anything with write()
+        with gzip.GzipFile(filename="", mode="wb", compresslevel=6, fileobj=packed, mtime=0) as squeezed:
             plain = _Counter(squeezed)
             with tarfile.open(fileobj=plain, mode="w|", format=tarfile.PAX_FORMAT) as tar:  # type: ignore[call-overload]  # same
                 for path, entry in sorted(_link_first_names(entries).items()):
@@ -140,7 +147,11 @@ def write_layers(
 ) -> list[Layer]:
     """Write several layers, two at a time; empty ones are left out. The order is that of the mapping."""
     with ThreadPoolExecutor(max_workers=2) as pool:
-        jobs = [pool.submit(write_layer, layout, name, archive, entries, mtime) for name, entries in layers.items() if entries]
+        jobs = [
+            pool.submit(write_layer, layout, name, archive, entries, mtime)
+            for name, entries in layers.items()
+            if entries
+        ]
         return [job.result() for job in jobs]
 
 
