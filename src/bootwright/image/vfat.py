@@ -52,8 +52,10 @@ class Vfat:
         # -F 32 in any case: UEFI asks for it on fixed disks. 4 KiB clusters unless the partition is so small that it
         # would have fewer than the 65,525 clusters that FAT32 must have.
         sectors_per_cluster = max(1, (_CLUSTER if self.size >= 288 << 20 else 512) // self.sector_size)
-        arguments = ["-F", "32", "-S", str(self.sector_size), "-s", str(sectors_per_cluster), "-n", self.label]
-        arguments += ["-i", f"{self.volume_id:08x}", "--offset", str(self.offset // self.sector_size)]
+        # --invariant, for a fixed time of the label, also fixes the volume id: so that has to come behind it.
+        arguments = [*(["--invariant"] if self.epoch is not None else []), "-i", f"{self.volume_id:08x}"]
+        arguments += ["-F", "32", "-S", str(self.sector_size), "-s", str(sectors_per_cluster), "-n", self.label]
+        arguments += ["--offset", str(self.offset // self.sector_size)]
         self._run(["mkfs.vfat", *arguments, self.path, str(self.size // 1024)], "format the EFI system partition")
         names = sorted(os.listdir(directory))
         if not names:
