@@ -118,13 +118,14 @@ class HttpClient:
         time.sleep(min(delay_s, _MAX_DELAY_S))
 
     def read(self, response: Response, size: int, url: str) -> bytes:
-        """Read up to ``size`` bytes of a body; ``b""`` at its end.
+        """Read what has come of a body, up to ``size`` bytes; ``b""`` at its end.
 
         Raises:
             TransientError: the connection broke or fell silent.
         """
         try:
-            data: bytes = response.read(size, decode_content=False)
+            # One read from the socket at a time: what came before a connection broke is not lost.
+            data: bytes = response.read1(size, decode_content=False)
         except (HTTPError, OSError, http.client.HTTPException) as exc:
             raise self._translate(exc, url) from exc
         return data
@@ -186,17 +187,18 @@ class HttpClient:
             return self._unreached(
                 host, f"the host of '{host}' is not known: {_describe(cause)}", "check the name and the network"
             )
+        # Before ConnectTimeoutError, of which it is a kind.
+        if isinstance(exc, NewConnectionError):
+            reason = _describe(cause)
+            if isinstance(cause, OSError) and cause.errno == errno.ECONNREFUSED:
+                return self._unreached(host, f"cannot connect to '{host}': {reason}", "is the registry running there?")
+            return self._unreached(host, f"cannot connect to '{host}': {reason}", "check the name and the network")
         if isinstance(exc, ConnectTimeoutError):
             return self._unreached(host, f"'{host}' does not answer", "check the name, the port and the network")
         if isinstance(exc, (ReadTimeoutError, TimeoutError)):
             return TransientError(
                 f"'{host}' has been silent for {self._read_timeout_s:g} s", hint="check the network and try again"
             )
-        if isinstance(exc, NewConnectionError):
-            reason = _describe(cause)
-            if isinstance(cause, OSError) and cause.errno == errno.ECONNREFUSED:
-                return self._unreached(host, f"cannot connect to '{host}': {reason}", "is the registry running there?")
-            return self._unreached(host, f"cannot connect to '{host}': {reason}", "check the name and the network")
         if isinstance(exc, ValueError):
             return NetworkError(f"'{url[:200]}' is no web address: {exc}")
         return TransientError(f"the connection to '{host}' broke: {_describe(cause)}", hint="try again")
