@@ -20,7 +20,7 @@ __all__ = ["build_document", "format_human", "read_status"]
 
 Document = dict[str, Any]
 
-_ANNOTATION = "bootwright.io/"
+_ANNOTATION = "bootwright/"
 
 
 def read_status(host: Host, *, booted_only: bool = False) -> Document:
