@@ -169,7 +169,9 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def _content_matches(tree: Path, found: list[tuple[TarEntry, bytes]], *, has_ns: bool) -> None:
+def _content_matches(
+    tree: Path, found: list[tuple[TarEntry, bytes]], *, has_ns: bool, keeps_old_times: bool = True
+) -> None:
     """Compare with what is on disk."""
     assert len({entry.name for entry, _ in found}) == len(found)
     names = {os.fsencode(os.path.relpath(path, tree)) for path in tree.rglob("*")}
@@ -179,7 +181,9 @@ def _content_matches(tree: Path, found: list[tuple[TarEntry, bytes]], *, has_ns:
         status = os.lstat(path)
         assert entry.mode == status.st_mode & 0o7777 or entry.type is EntryType.SYMLINK
         assert (entry.uid, entry.gid) == (status.st_uid, status.st_gid)
-        if has_ns:
+        if status.st_mtime_ns < 0 and not keeps_old_times:
+            pass
+        elif has_ns:
             assert entry.mtime_sec * 10**9 + entry.mtime_nsec == status.st_mtime_ns
         else:
             assert entry.mtime_sec == status.st_mtime_ns // 10**9
@@ -238,7 +242,8 @@ def test_gnu_tar_and_tarfile_agree(tree: Path, tar_format: str) -> None:
 @pytest.mark.parametrize("tar_format", ["pax", "gnutar"])
 def test_bsdtar(tree: Path, tar_format: str) -> None:
     found = read(_run("bsdtar", "-cf", "-", f"--format={tar_format}", "-C", str(tree), "."))
-    _content_matches(tree, found, has_ns=tar_format == "pax")
+    # libarchive writes times before 1970 as zero, or with the fraction on the wrong side of the second.
+    _content_matches(tree, found, has_ns=tar_format == "pax", keeps_old_times=False)
 
 
 def test_xattrs_written_by_gnu_tar(tmp_path: Path) -> None:
