@@ -8,6 +8,7 @@ from __future__ import annotations
 import email.utils
 import errno
 import http.client
+import ipaddress
 import random
 import socket
 import ssl
@@ -220,8 +221,13 @@ class HttpClient:
 
 def is_loopback(host: str) -> bool:
     """Tell whether ``host[:port]`` is this machine."""
-    name = host if host.endswith("]") else host.rpartition(":")[0] or host
-    return name in ("localhost", "[::1]") or name.endswith(".localhost") or name.startswith("127.")
+    name = host if host.endswith("]") else host.partition(":")[0]
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(name.strip("[]")).is_loopback
+    except ValueError:
+        return False
 
 
 def _get_origin(url: str) -> tuple[str, str, int | None]:

@@ -23,6 +23,7 @@ from bootwright.errors import (
     NotFoundError,
     VerificationError,
 )
+from bootwright.oci.http import is_loopback
 from bootwright.oci.layer import TarReader, open_layer
 from bootwright.oci.reference import ImageReference
 from bootwright.oci.source import ResolvedImage, SourceOptions, open_source
@@ -194,6 +195,26 @@ def test_workers_reuse_scheme_and_token(registry: FakeRegistry, image: BuiltImag
         before = len(registry.requests)
         source.resolve()
     assert all(request.authorization is None for request in registry.requests[before : before + 2])
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("localhost", True),
+        ("localhost:5000", True),
+        ("127.0.0.1:5000", True),
+        ("127.9.9.9", True),
+        ("[::1]:5000", True),
+        ("[::1]", True),
+        ("a.localhost", True),
+        ("127.evil.test", False),
+        ("10.0.0.1:80", False),
+        ("[2001:db8::1]:5000", False),
+        ("quay.io", False),
+    ],
+)
+def test_is_loopback(host: str, expected: bool) -> None:
+    assert is_loopback(host) is expected
 
 
 # --- credentials
