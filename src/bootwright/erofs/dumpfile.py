@@ -245,6 +245,8 @@ class _Tree:
                 elif size:
                     if size > disk.MAX_EXTERNAL or (payload and b".." in payload):
                         _check_file(size, payload)
+                    if not digest:
+                        raise _FieldError("digest", "is missing; write '-' when there is none")
                     inode.payload = payload or None
                     inode.digest = raw_digest
             elif kind == stat.S_IFDIR:

@@ -296,7 +296,8 @@ class _Image:
                     content = _NO_BLOCK
                     word = (size - 1).bit_length() - 12
                 else:
-                    content = _NO_BLOCK * -(-size >> disk.MAX_CHUNK_BITS)
+                    # A table that was moved to a block fills it.
+                    content = _NO_BLOCK * (BLOCK // 4 if blocks else -(-size >> disk.MAX_CHUNK_BITS))
                     word = word & 0xFFFF0000 | disk.MAX_CHUNK_BITS - 12
                 if kind == _EXTERNAL:
                     area_head, rest = next(areas)
