@@ -69,7 +69,7 @@ VARIANTS = {
     "v1": Variant(suite="trixie", initramfs="dracut", version="13.1", created=BUILD_TIME, extras=("nano",)),
     # Two packages come, one goes, and the files in files/v2 are others: an ordinary update.
     "v2": Variant(
-        suite="trixie", initramfs="dracut", version="13.2", created=BUILD_TIME + 86400, extras=("jq", "less", "tree")
+        suite="trixie", initramfs="dracut", version="13.2", created=BUILD_TIME + 86400, extras=("htop", "jq", "tree")
     ),
     # Another release of the distribution, with the other initramfs: a switch rather than an update.
     "other": Variant(
