@@ -221,11 +221,11 @@ class HttpClient:
 
 def is_loopback(host: str) -> bool:
     """Tell whether ``host[:port]`` is this machine."""
-    name = host if host.endswith("]") else host.partition(":")[0]
+    name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
     if name == "localhost" or name.endswith(".localhost"):
         return True
     try:
-        return ipaddress.ip_address(name.strip("[]")).is_loopback
+        return ipaddress.ip_address(name).is_loopback
     except ValueError:
         return False
 

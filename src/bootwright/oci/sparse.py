@@ -10,11 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 
 from bootwright.errors import ImageError
+from bootwright.oci.tar_entry import SparseMap
 from bootwright.oci.tar_fields import PaxRecords, parse_decimal, parse_number
 
-__all__ = ["MAX_SPARSE_SIZE", "SparseMap", "check_map", "expand_holes", "read_old_map", "read_pax_map"]
-
-SparseMap = list[tuple[int, int]]
+__all__ = ["MAX_SPARSE_SIZE", "check_map", "expand_holes", "read_old_map", "read_pax_map"]
 
 MAX_SPARSE_SIZE = 1 << 38
 """Largest file with holes, in bytes: the zeros cost time, and a few bytes of archive can ask for any number."""
