@@ -47,9 +47,22 @@ def install() -> None:
     help="Where --target-imgref is when it does not say so itself.",
 )
 @click.option("--size", metavar="SIZE", help="Size of the disk file.  [default: for the image and one more]")
-@click.option("--esp-size", metavar="SIZE", default=f"{DEFAULT_ESP_SIZE >> 20}M", show_default=True)
+@click.option(
+    "--esp-size",
+    metavar="SIZE",
+    default=f"{DEFAULT_ESP_SIZE >> 20}M",
+    show_default=True,
+    help="Size of the EFI system partition, which holds the kernels.",
+)
 @click.option("--root-size", metavar="SIZE", help="Size of the root partition.  [default: the rest of the disk]")
-@click.option("--format", "disk_format", type=click.Choice(["raw", "qcow2"]), default="raw", show_default=True)
+@click.option(
+    "--format",
+    "disk_format",
+    type=click.Choice(["raw", "qcow2"]),
+    default="raw",
+    show_default=True,
+    help="Of the disk file.",
+)
 @click.option("--filesystem", default="ext4", show_default=True, help="Root filesystem; ext4 is the only one so far.")
 @click.option("--karg", "kargs", multiple=True, metavar="KARG", help="Kernel argument, after the image's own.")
 @click.option(
@@ -69,8 +82,15 @@ def install() -> None:
     show_default=True,
     help="fs-verity digests in the new repository; bootc's are sha512.",
 )
-@click.option("--tls-verify/--no-tls-verify", default=True, help="Require a trusted certificate of the registry.")
-@click.option("--authfile", type=click.Path(), help="Registry credentials.")
+@click.option(
+    "--tls-verify",
+    type=bool,
+    default=True,
+    show_default=True,
+    metavar="true|false",
+    help="Require a trusted certificate of the registry; false also allows plain http.",
+)
+@click.option("--authfile", metavar="FILE", help="Registry credentials.")
 @click.option("--arch", metavar="ARCH", help="Architecture of the image, e.g. arm64.  [default: this machine's]")
 @click.option("--seed", metavar="TEXT", help="Derive all UUIDs of the disk from this text.")
 @click.option("--yes", is_flag=True, help="Do not ask before a disk is overwritten.")

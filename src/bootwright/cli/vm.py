@@ -23,8 +23,8 @@ def vm() -> None:
 
 
 @vm.command("run")
-@click.option("--memory", default="2G", show_default=True, metavar="SIZE")
-@click.option("--cpus", type=click.IntRange(1, 255), default=2, show_default=True)
+@click.option("--memory", default="2G", show_default=True, metavar="SIZE", help="Memory of the machine.")
+@click.option("--cpus", type=click.IntRange(1, 255), default=2, show_default=True, help="Processors of the machine.")
 @click.option(
     "--snapshot/--no-snapshot", default=True, show_default=True, help="Leave the disk as it is, or keep changes."
 )
