@@ -8,9 +8,8 @@ import pytest
 
 from bootwright.boot.esp import BootPartition, open_boot_partition
 from bootwright.errors import BootError
-from bootwright.linux import namespace
+from bootwright.linux.mount import unshare_mounts
 from bootwright.linux.mountinfo import find_mount, parse_mountinfo
-from bootwright.linux.process import run
 
 pytestmark = [pytest.mark.system, pytest.mark.skipif(os.geteuid() != 0, reason="needs root: mounts")]
 
@@ -21,7 +20,7 @@ def in_child(work: Callable[[], None]) -> None:
     if pid == 0:
         status = 1
         try:
-            namespace.enter_private_mounts()
+            unshare_mounts()
             work()
             status = 0
         finally:
@@ -34,56 +33,13 @@ def mount_table() -> str:
     return Path("/proc/self/mountinfo").read_text()
 
 
-def test_a_read_only_bind_mount_becomes_writable_here_only(tmp_path: Path) -> None:
-    (tmp_path / "disk").mkdir()
-    (tmp_path / "sysroot").mkdir()
-    before = mount_table()
-
-    def work() -> None:
-        run(["mount", "--bind", str(tmp_path / "disk"), str(tmp_path / "sysroot")], purpose="bind")
-        run(["mount", "-o", "remount,bind,ro", str(tmp_path / "sysroot")], purpose="make read-only")
-        try:
-            (tmp_path / "sysroot/file").touch()
-        except OSError:
-            pass
-        else:
-            raise AssertionError("it was writable before")
-        namespace.make_writable(str(tmp_path / "sysroot"))
-        (tmp_path / "sysroot/file").touch()
-
-    in_child(work)
-    assert (tmp_path / "disk/file").exists()
-    assert mount_table() == before
-
-
-def test_a_read_only_filesystem_becomes_writable(tmp_path: Path) -> None:
-    def work() -> None:
-        run(["mount", "-t", "tmpfs", "-o", "ro", "none", str(tmp_path)], purpose="mount")
-        namespace.make_writable(str(tmp_path))
-        (tmp_path / "file").touch()
-
-    in_child(work)
-
-
-def test_mount_and_unmount(tmp_path: Path) -> None:
-    def work() -> None:
-        namespace.mount_partition("none", str(tmp_path), "tmpfs", "size=64k", writable=True)
-        found = find_mount(parse_mountinfo(mount_table()), str(tmp_path))
-        assert found is not None
-        assert {"nosuid", "nodev", "noexec"} <= set(found.options)
-        namespace.unmount(str(tmp_path))
-        assert find_mount(parse_mountinfo(mount_table()), str(tmp_path)) is None
-
-    in_child(work)
-
-
 def test_an_esp_that_is_no_filesystem_is_an_error_with_its_name(tmp_path: Path) -> None:
     import uuid
 
     def work() -> None:
         partition = BootPartition("/dev/null", uuid.UUID(int=1))
         with (
-            pytest.raises(BootError, match="'/dev/null' cannot be mounted"),
+            pytest.raises(BootError, match="'/dev/null'"),
             open_boot_partition(partition, [], directory=str(tmp_path / "boot"), writable=False),
         ):
             pass

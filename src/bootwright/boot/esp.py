@@ -8,13 +8,15 @@ whether, the ESP is mounted: without a mount it is mounted for this command alon
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from bootwright.errors import BootError
-from bootwright.linux import namespace
+from bootwright.errors import BootError, BootwrightError
+from bootwright.linux import mount
 from bootwright.linux.mountinfo import Mount
 from bootwright.linux.partitions import ESP_TYPE, find_disks, find_partition_device, read_gpt
 
@@ -23,6 +25,8 @@ __all__ = ["BootPartition", "find_boot_partition", "open_boot_partition", "read_
 _LOADER_GUID = "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
 EFI_VARIABLES = "/sys/firmware/efi/efivars"
 _VFAT_OPTIONS = "umask=0077"
+_BUSY_RETRIES = 40
+_BUSY_PAUSE_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,18 +135,36 @@ def open_boot_partition(
         known = next((one for one in mounts if one.device == device and one.root == "/"), None)
         if known is not None and os.path.isdir(known.target):
             if writable and known.is_read_only:
-                namespace.make_writable(known.target)
+                mount.remount(known.target, read_only=False)
             yield known.target
             return
         os.makedirs(directory, mode=0o700, exist_ok=True)
-        namespace.mount_partition(partition.device, directory, "vfat", _VFAT_OPTIONS, writable=writable)
+        _mount(partition.device, directory, writable=writable)
     except OSError as exc:
-        raise BootError(
-            f"the EFI system partition '{partition.device}' cannot be mounted: {exc.strerror}",
-            hint="run it as root; dmesg has the kernel's reason",
-        ) from exc
+        raise BootError(f"the EFI system partition '{partition.device}' cannot be used: {exc.strerror}") from exc
     try:
         yield directory
     finally:
-        with contextlib.suppress(OSError):
-            namespace.unmount(directory)
+        with contextlib.suppress(BootwrightError):
+            mount.unmount(directory, detach=True)
+
+
+def _mount(device: str, directory: str, *, writable: bool) -> None:
+    """Mount the partition without programs, set-user-id files and devices.
+
+    A filesystem is either read-only or writable for everybody who mounts it. Wanted read-only while somebody writes, it
+    is mounted writable on the second attempt; wanted writable while somebody reads, it is tried again for two seconds.
+    """
+    for attempt in range(_BUSY_RETRIES):
+        flags = mount.NOSUID | mount.NODEV | mount.NOEXEC
+        if not writable and attempt % 2 == 0:
+            flags |= mount.RDONLY
+        try:
+            mount.mount_filesystem("vfat", device, directory, flags=flags, options=_VFAT_OPTIONS)
+        except BootwrightError as exc:
+            is_busy = isinstance(exc.__cause__, OSError) and exc.__cause__.errno == errno.EBUSY
+            if not is_busy or attempt == _BUSY_RETRIES - 1:
+                raise BootError(f"the EFI system partition cannot be mounted: {exc.message}", hint=exc.hint) from exc
+            time.sleep(_BUSY_PAUSE_S)
+        else:
+            return

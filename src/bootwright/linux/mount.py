@@ -52,7 +52,8 @@ def _mount(
 ) -> None:
     if libc.mount(source, target, fstype, ctypes.c_ulong(flags), data) != 0:
         code = ctypes.get_errno()
-        raise mountapi.mount_error(what, OSError(code, os.strerror(code)))
+        error = OSError(code, os.strerror(code))
+        raise mountapi.mount_error(what, error) from error
 
 
 def unshare_mounts() -> None:

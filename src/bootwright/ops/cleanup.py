@@ -15,7 +15,7 @@ from bootwright.ops.state import SystemState, read_state
 from bootwright.repo.gc import collect
 from bootwright.repo.repository import Repository
 
-__all__ = ["TAG_PREFIX", "clean_up", "remove_leftovers"]
+__all__ = ["TAG_PREFIX", "clean_up", "clean_up_quietly", "remove_deployments", "remove_leftovers"]
 
 TAG_PREFIX = "localhost/bootc-"
 
@@ -30,6 +30,22 @@ def remove_leftovers(host: Host, boot: EntryStore) -> None:
         boot.remove_unreferenced(keep=[host.booted_id])
 
 
+def remove_deployments(host: Host, boot: EntryStore) -> SystemState | None:
+    """Remove the files of deployments that no boot entry needs.
+
+    Returns:
+        What is left; None when that cannot be told, and then nothing was removed.
+    """
+    state = read_state(host, boot)
+    broken = (*state.entries.broken, *state.staged_entries.broken)
+    if not state.entries_are_known or any(one.content is None for one in broken):
+        return None
+    store = StateStore(host.sysroot)
+    for deployment_id in state.deployments.keys() - state.live_ids:
+        store.remove(deployment_id)
+    return state
+
+
 def clean_up(host: Host, boot: EntryStore) -> None:
     """Remove deployments without a boot entry, and everything that only they needed.
 
@@ -40,13 +56,9 @@ def clean_up(host: Host, boot: EntryStore) -> None:
         RepositoryError: what is in use cannot be told; nothing of the repository was removed.
     """
     remove_leftovers(host, boot)
-    state = read_state(host, boot)
-    broken = (*state.entries.broken, *state.staged_entries.broken)
-    if not state.entries_are_known or any(one.content is None for one in broken):
+    state = remove_deployments(host, boot)
+    if state is None:
         return
-    store = StateStore(host.sysroot)
-    for deployment_id in state.deployments.keys() - state.live_ids:
-        store.remove(deployment_id)
     with Repository.open_exclusively(host.repository) as repo:
         _remove_tags(repo, state)
         collect(repo, keep=[VerityDigest.parse(one) for one in sorted(state.live_ids)])

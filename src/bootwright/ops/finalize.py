@@ -11,7 +11,7 @@ from bootwright.deploy.finalize import EtcMerge
 from bootwright.deploy.store import StateStore
 from bootwright.digest import VerityDigest
 from bootwright.errors import BootwrightError, DeploymentError
-from bootwright.ops.cleanup import remove_leftovers
+from bootwright.ops.cleanup import remove_deployments, remove_leftovers
 from bootwright.ops.host import Environment, Host
 from bootwright.ops.state import SystemState, read_staged_record, read_state, remove_staged_record
 from bootwright.repo.images import read_tree
@@ -67,6 +67,7 @@ def _finalize(host: Host, boot: EntryStore, state: SystemState, deployment_id: s
         boot.exchange()
     remove_staged_record(host.staged_file)
     remove_leftovers(host, boot)
+    remove_deployments(host, boot)
     host.journal(
         f"Finalised deployment {deployment_id}: it boots next",
         message_id=_DONE_MESSAGE_ID,

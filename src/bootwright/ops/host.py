@@ -18,7 +18,7 @@ from bootwright.boot.kargs import Kargs
 from bootwright.boot.sdboot import EntryStore
 from bootwright.deploy.model import is_deployment_id
 from bootwright.errors import BootwrightError, DeploymentError, PrivilegeError
-from bootwright.linux import files, journal, namespace
+from bootwright.linux import files, journal, mount
 from bootwright.linux.lock import Lock
 from bootwright.linux.mountinfo import Mount, find_mount, parse_mountinfo
 
@@ -118,10 +118,10 @@ class Host:
     @cached_property
     def booted_id(self) -> str | None:
         """The deployment that runs, told by the root's mount source: the command line is old after a soft reboot."""
-        mount = find_mount(self.mounts, "/")
+        root = find_mount(self.mounts, "/")
         for prefix in _MOUNT_SOURCES:
-            if mount is not None and mount.source.startswith(prefix):
-                deployment_id = mount.source.removeprefix(prefix)
+            if root is not None and root.source.startswith(prefix):
+                deployment_id = root.source.removeprefix(prefix)
                 return deployment_id if is_deployment_id(deployment_id) else None
         return None
 
@@ -159,14 +159,14 @@ class Host:
     @cached_property
     def root_device(self) -> tuple[int, int] | None:
         """Number of the block device behind the physical root; None when it is on none."""
-        mount = find_mount(self.mounts, self.sysroot)
-        if mount is None:
+        physical = find_mount(self.mounts, self.sysroot)
+        if physical is None:
             return None
-        if mount.device[0] != 0:
-            return mount.device
+        if physical.device[0] != 0:
+            return physical.device
         # btrfs gives its mounts numbers of their own; the source is the real device.
         with contextlib.suppress(OSError):
-            number = os.stat(mount.source).st_rdev
+            number = os.stat(physical.source).st_rdev
             if number:
                 return os.major(number), os.minor(number)
         return None
@@ -236,14 +236,12 @@ class Host:
         with lock:
             self._make_private()
             if self.is_live:
-                with files.translated("could not make the physical root writable"):
-                    namespace.make_writable(self.sysroot)
+                mount.remount(self.sysroot, read_only=False)
             yield
 
     def _make_private(self) -> None:
         if self.is_live and not self._is_private:
-            with files.translated("could not make a private mount namespace"):
-                namespace.enter_private_mounts()
+            mount.unshare_mounts()
             self._is_private = True
 
     @contextlib.contextmanager

@@ -97,8 +97,15 @@ class Stager:
         """Bring the candidate's image in and make its bootable form. Untagged, so it goes when staging fails.
 
         Raises:
+            DeploymentError: the system requires fs-verity, and the repository's filesystem has none.
             NetworkError, VerificationError, ImageError, SpaceError: see :func:`bootwright.repo.imports.pull`.
         """
+        booted_kargs = self._booted_kargs(read_state(self._host, self._boot))
+        if not booted_kargs.is_verity_optional and not repo.verity:
+            raise DeploymentError(
+                f"the system requires fs-verity, but the filesystem of '{repo.path}' cannot enable it",
+                hint="enable the filesystem's verity feature (tune2fs -O verity), or boot with composefs=?ID",
+            )
         pulled = pull(repo, candidate.pinned, self._options, progress=self._progress, tag=None)
         if pulled.manifest_digest != candidate.manifest_digest:
             raise ImageError(
@@ -191,13 +198,7 @@ class Stager:
         boot_image: BootImage,
     ) -> _Plan:
         self._check_initramfs(repo, boot_image, str(reference))
-        booted = state.entries.find(self._booted_id)
-        booted_kargs = booted.kargs if booted is not None and booted.options else _live_kargs(self._host)
-        if not booted_kargs.is_verity_optional and not repo.verity:
-            raise DeploymentError(
-                f"the system requires fs-verity, but the filesystem of '{repo.path}' cannot enable it",
-                hint="enable the filesystem's verity feature (tune2fs -O verity), or boot with composefs=?ID",
-            )
+        booted_kargs = self._booted_kargs(state)
         booted_tree = read_tree(repo, VerityDigest.parse(self._booted_id))
         architecture = self._host.rust_architecture
         kargs = booted_kargs.updated(
@@ -221,6 +222,14 @@ class Stager:
             self._boot.check_space(plan.kernel_size)
         self._boot.check_exchange()
         return plan
+
+    def _booted_kargs(self, state: SystemState) -> Kargs:
+        """Return the arguments to start from: the boot entry's, else the running kernel's."""
+        booted = state.entries.find(self._booted_id)
+        if booted is not None and booted.options:
+            return booted.kargs
+        # Without what boot loaders add by themselves.
+        return self._host.kargs.delete("BOOT_IMAGE").delete("initrd")
 
     def _check_initramfs(self, repo: Repository, boot_image: BootImage, name: str) -> None:
         initramfs = boot_image.kernel.initramfs
@@ -315,8 +324,3 @@ class _Step:
         for at, subtask in enumerate(self._task.subtasks):
             subtask.done = int(at < done)
         self._progress.update(self._task)
-
-
-def _live_kargs(host: Host) -> Kargs:
-    """Return the running kernel's command line without what the boot loader added to it."""
-    return host.kargs.delete("BOOT_IMAGE").delete("initrd")
