@@ -7,13 +7,13 @@ boots it in QEMU, and works inside the running machine the way its administrator
 from __future__ import annotations
 
 import os
+import shutil
 import sys
-import tempfile
 import time
 from pathlib import Path
 
-from machine import HOST_ADDRESS, install_disk, make_overlay, open_machine, read_status, unprivileged
-from osimages import CACHE, ensure_images
+from machine import HOST_ADDRESS, install_disk, make_overlay, make_scratch, open_machine, read_status, unprivileged
+from osimages import ensure_images
 from registry import push_layout, running_registry
 
 from bootwright.errors import BootwrightError
@@ -131,11 +131,10 @@ def main() -> None:
     checks = Checks()
     chapter("Operating systems as images: Debian's packages → OCI layout")
     layout = ensure_images(*TAGS)
-    with tempfile.TemporaryDirectory(prefix="demo-", dir=CACHE) as scratch:
-        directory = Path(scratch)
+    directory = make_scratch("bootwright-demo-")
+    try:
         disk_directory = directory / "disk"
         disk_directory.mkdir()
-        directory.chmod(0o755)
         with running_registry(directory / "registry") as address:
             chapter(f"A registry: {address}")
             for tag in TAGS:
@@ -149,6 +148,8 @@ def main() -> None:
                 machine.wait_for_ssh(timeout_s=900)
                 live(machine, address, checks)
                 machine.shutdown()
+    finally:
+        shutil.rmtree(directory)
     elapsed = format_duration(time.monotonic() - _STARTED)
     done = "booted v1, switched to v2, rolled back, all checks passed"
     print(f"\n{style(done, '1;32')} ({checks.count} checks, {elapsed})")

@@ -10,12 +10,21 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from bootwright.ops.vm import MachineOptions, VirtualMachine
 
-__all__ = ["HOST_ADDRESS", "install_disk", "make_overlay", "open_machine", "read_status", "unprivileged"]
+__all__ = [
+    "HOST_ADDRESS",
+    "install_disk",
+    "make_overlay",
+    "make_scratch",
+    "open_machine",
+    "read_status",
+    "unprivileged",
+]
 
 ROOT = Path(__file__).parents[1]
 # How a guest reaches a server on this host's loopback through QEMU's user network.
@@ -28,7 +37,12 @@ def unprivileged(directory: Path) -> list[str]:
     if os.geteuid() != 0:
         return []
     shutil.chown(directory, _NOBODY, _NOBODY)
-    return ["setpriv", f"--reuid={_NOBODY}", f"--regid={_NOBODY}", "--clear-groups", "--no-new-privs"]
+    drop = ["setpriv", f"--reuid={_NOBODY}", f"--regid={_NOBODY}", "--clear-groups", "--no-new-privs"]
+    can_start = subprocess.run([*drop, sys.executable, "-c", ""], stderr=subprocess.DEVNULL, check=False)
+    if can_start.returncode != 0:
+        # The checkout lies where others may not look (CI likes /root). Reading is then allowed, and nothing else.
+        drop += ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
+    return drop
 
 
 def install_disk(source: str, target: str, disk: Path, *options: str) -> subprocess.CompletedProcess[str]:
@@ -52,6 +66,13 @@ def install_disk(source: str, target: str, disk: Path, *options: str) -> subproc
     ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "HOME": str(disk.parent)}
     return subprocess.run(argv, check=True, text=True, stdout=subprocess.PIPE, env=environment)
+
+
+def make_scratch(prefix: str) -> Path:
+    """Make a directory for disks that any user can look into, unlike pytest's own. The caller removes it."""
+    directory = Path(tempfile.mkdtemp(prefix=prefix, dir="/var/tmp"))
+    directory.chmod(0o755)
+    return directory
 
 
 def make_overlay(base: Path, overlay: Path) -> Path:

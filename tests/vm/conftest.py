@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from machine import HOST_ADDRESS, install_disk
+from machine import HOST_ADDRESS, install_disk, make_scratch
 from osimages import ensure_images
 from registry import push_layout, running_registry
 from vm_ground import Ground
@@ -16,14 +18,20 @@ from vm_ground import Ground
 SCHEMA = Path(__file__).parents[3] / "shared" / "vectors" / "host-v1.schema.json"
 
 
+@contextlib.contextmanager
+def _removed(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        shutil.rmtree(directory)
+
+
 @pytest.fixture(scope="session")
-def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
+def ground() -> Iterator[Ground]:
     """Build, serve, install; the disk is made by a user who is not root."""
     layout = ensure_images("v1", "v2", "other")
-    directory = tmp_path_factory.mktemp("ground")
-    for parent in (directory, *directory.parents[:2]):
-        parent.chmod(0o755)
-    with running_registry(directory / "registry") as address:
+    directory = make_scratch("bootwright-vm-test-")
+    with _removed(directory), running_registry(directory / "registry") as address:
         for tag in ("v1", "v2", "other"):
             push_layout(layout, tag, address, "os", tag)
         guest_address = f"{HOST_ADDRESS}:{address.rpartition(':')[2]}"

@@ -124,6 +124,13 @@ def main(argv: list[str] | None = None) -> int:
         # The reader of our output went away (`| head`); the interpreter must not complain again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as exc:
+        # Translated where it happened when the code knows better; this is the net below.
+        from bootwright.linux.files import translate
+
+        error = translate(exc, "the command failed")
+        _error_line(error.message, error.hint)
+        return error.exit_code
     except Exception as exc:  # noqa: BLE001  the last door: no traceback reaches a user
         _report_bug(exc)
         return EXIT_BUG

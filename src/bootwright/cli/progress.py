@@ -51,8 +51,6 @@ class _JsonLines:
         """Notes are for people."""
 
     def _write(self, task: Task) -> None:
-        if self._fd < 0:
-            return
         if not self._started:
             self._started = True
             self._send({"type": "Start", "version": PROTOCOL_VERSION})
@@ -60,6 +58,8 @@ class _JsonLines:
         self._send(_event(task))
 
     def _send(self, event: dict[str, Any]) -> None:
+        if self._fd < 0:
+            return
         line = json.dumps(event, sort_keys=True, separators=(",", ":")) + "\n"
         try:
             data = line.encode()

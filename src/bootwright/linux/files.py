@@ -33,6 +33,7 @@ __all__ = [
     "replace_durably",
     "replace_symlink",
     "sync_filesystem",
+    "translate",
     "translated",
     "write_all",
 ]
@@ -59,17 +60,21 @@ def translated(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as exc:
-        reason = exc.strerror or str(exc)
-        name = os.fsdecode(exc.filename) if exc.filename is not None else ""
-        where = f" '{name}'" if name else ""
-        if exc.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise SpaceError(
-                f"{what}: no space left{where and ' for'}{where}",
-                hint="free some space (bootwright image rm, or a larger disk) and run the command again",
-            ) from exc
-        if exc.errno in (errno.EPERM, errno.EACCES, errno.EROFS):
-            raise PrivilegeError(f"{what}{where}: {reason}", hint="run it as root, or choose a writable place") from exc
-        raise BootwrightError(f"{what}{where}: {reason}") from exc
+        raise translate(exc, what) from exc
+
+
+def translate(exc: OSError, what: str) -> BootwrightError:
+    """Return an operating-system error as one of ours, see :func:`translated`."""
+    reason = exc.strerror or str(exc)
+    where = f" '{os.fsdecode(exc.filename)}'" if isinstance(exc.filename, str | bytes) else ""
+    if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+        return SpaceError(
+            f"{what}: no space left{where and ' for'}{where}",
+            hint="free some space (bootwright image rm, or a larger disk) and run the command again",
+        )
+    if exc.errno in (errno.EPERM, errno.EACCES, errno.EROFS):
+        return PrivilegeError(f"{what}{where}: {reason}", hint="run it as root, or choose a writable place")
+    return BootwrightError(f"{what}{where}: {reason}")
 
 
 def write_all(fd: int, data: bytes | bytearray | memoryview) -> None:

@@ -45,7 +45,7 @@ def test_errors_are_one_line_a_hint_and_an_exit_status(
 
 def test_interrupt_is_130(failing: type[Exception], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli_main.main(["status", "interrupt"]) == 130
-    assert capsys.readouterr().err == "error: interrupted\n"
+    assert capsys.readouterr().err.strip() == "error: interrupted"
 
 
 def test_a_bug_is_70_with_a_log_and_no_traceback(
