@@ -206,7 +206,15 @@ class Machine:
         assert (self.etc.parent / "var").readlink() == Path("../../os/default/var")
         return self.booted_id
 
-    def copy(self, directory: Path) -> Machine:
-        """An identical machine elsewhere, for trying what happens when it is interrupted."""
-        shutil.copytree(self.directory, directory, symlinks=True)
+    def copy(self, directory: Path, *, share_repository: bool = False) -> Machine:
+        """An identical machine elsewhere, for trying what happens when it is interrupted.
+
+        A shared repository is for commands that only read it.
+        """
+        ignore = shutil.ignore_patterns("composefs") if share_repository else None
+        shutil.copytree(self.sysroot, directory / "sysroot", symlinks=True, ignore=ignore)
+        if share_repository:
+            (directory / "sysroot/composefs").symlink_to(self.sysroot / "composefs")
+        for name in ("esp", "run"):
+            shutil.copytree(self.directory / name, directory / name, symlinks=True)
         return Machine(directory, self.booted_id)

@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,9 @@ def test_a_whole_life(machine: Machine) -> None:
     assert up(machine) is OutcomeKind.UNCHANGED
     assert rollback(machine.host).kind is RollbackKind.QUEUED
     assert machine.menu() == (first, second)
+    ids = [message["message_id"] for message in machine.messages]
+    assert len(ids) == 3
+    assert all(re.fullmatch("[0-9a-f]{32}", one) for one in ids), "stage, finalise, rollback: 128 bits each"
     assert machine.reboot() == first
     assert (machine.etc / "motd").read_text() == "mine\n", "the old deployment's own /etc"
     assert (machine.etc / "d/keep").read_text() == "1\n"

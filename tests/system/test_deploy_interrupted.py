@@ -66,10 +66,11 @@ def kill_everywhere(
     check: Callable[[Machine], None],
     *,
     stride: int,
+    share_repository: bool = True,
 ) -> int:
     """Try every n (or every ``stride``-th); returns how many kills there were."""
     for kills, at in enumerate(range(1, 100_000, stride)):
-        copy = machine.copy(scratch / "copy")
+        copy = machine.copy(scratch / "copy", share_repository=share_repository)
         killed = run_and_kill(lambda copy=copy: command(copy), copy, at)  # type: ignore[misc]  # bound at once
         check(copy)
         shutil.rmtree(scratch / "copy")
@@ -112,7 +113,12 @@ def test_kill_while_staging(machine: Machine, tmp_path: Path) -> None:
         assert not [name for name in os.listdir(copy.sysroot / "state/deploy") if name.startswith(".")]
 
     kills = kill_everywhere(
-        machine, tmp_path, lambda copy: upgrade(copy.host, UpgradeRequest(), SILENT), check, stride=2
+        machine,
+        tmp_path,
+        lambda copy: upgrade(copy.host, UpgradeRequest(), SILENT),
+        check,
+        stride=3,
+        share_repository=False,
     )
     assert kills > 20
 
@@ -126,7 +132,7 @@ def test_kill_while_finalising(machine: Machine, tmp_path: Path) -> None:
         seen.add(copy.menu())
         new = next(name for name in os.listdir(copy.sysroot / "state/deploy") if name not in (first, ".tmp"))
         assert copy.menu() in {(first,), (new, first)}
-        again = copy.copy(tmp_path / "again")
+        again = copy.copy(tmp_path / "again", share_repository=True)
         # A machine that lost its power boots: the old state, or the new one with its merged /etc.
         boots_intact(copy)
         # And one whose service is only started again ends in the new state.
