@@ -16,7 +16,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from bootwright.errors import BootError, BootwrightError
-from bootwright.linux import mount
 from bootwright.linux.mountinfo import Mount
 from bootwright.linux.partitions import ESP_TYPE, find_disks, find_partition_device, read_gpt
 
@@ -129,6 +128,9 @@ def open_boot_partition(
     Raises:
         BootError: it cannot be mounted or made writable.
     """
+    # Late: status on a machine that has the partition mounted, or is not ours, needs none of it.
+    from bootwright.linux import mount
+
     try:
         number = os.stat(partition.device).st_rdev
         device = (os.major(number), os.minor(number))
@@ -155,6 +157,8 @@ def _mount(device: str, directory: str, *, writable: bool) -> None:
     A filesystem is either read-only or writable for everybody who mounts it. Wanted read-only while somebody writes, it
     is mounted writable on the second attempt; wanted writable while somebody reads, it is tried again for two seconds.
     """
+    from bootwright.linux import mount
+
     for attempt in range(_BUSY_RETRIES):
         flags = mount.NOSUID | mount.NODEV | mount.NOEXEC
         if not writable and attempt % 2 == 0:

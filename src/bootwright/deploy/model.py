@@ -21,9 +21,12 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from bootwright.errors import DeploymentError, UsageError
-from bootwright.oci.reference import ImageReference
+
+if TYPE_CHECKING:
+    from bootwright.oci.reference import ImageReference
 
 __all__ = ["CachedUpdate", "ImageFacts", "Origin", "is_deployment_id"]
 
@@ -186,6 +189,9 @@ class Origin:
             raise DeploymentError(
                 "the deployment does not say which image it came from", hint="bootwright switch REFERENCE"
             )
+        # Late: status shows references and parses none.
+        from bootwright.oci.reference import ImageReference
+
         prefix = "docker://" if facts.transport == "registry" else f"{facts.transport}:"
         try:
             return ImageReference.parse(f"{prefix}{facts.image}")

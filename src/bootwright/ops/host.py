@@ -18,7 +18,7 @@ from bootwright.boot.kargs import Kargs
 from bootwright.boot.sdboot import EntryStore
 from bootwright.deploy.model import is_deployment_id
 from bootwright.errors import BootwrightError, DeploymentError, PrivilegeError
-from bootwright.linux import files, journal, mount
+from bootwright.linux import files, journal
 from bootwright.linux.lock import Lock
 from bootwright.linux.mountinfo import Mount, find_mount, parse_mountinfo
 
@@ -236,11 +236,15 @@ class Host:
         with lock:
             self._make_private()
             if self.is_live:
+                from bootwright.linux import mount
+
                 mount.remount(self.sysroot, read_only=False)
             yield
 
     def _make_private(self) -> None:
         if self.is_live and not self._is_private:
+            from bootwright.linux import mount
+
             mount.unshare_mounts()
             self._is_private = True
 
