@@ -444,7 +444,8 @@ class _Counted:
 def _early_writeback(path: str) -> Iterator[None]:
     """Let the disk work while layers are decompressed, so that little is left for the one syncfs that counts.
 
-    The workers were forked before, so this thread is no danger to them.
+    The workers were forked before, so this thread is no danger to them. After a failure nobody waits for it: a syncfs
+    can take seconds, and the workers are to be stopped at once.
     """
     stop = threading.Event()
 
@@ -459,4 +460,4 @@ def _early_writeback(path: str) -> Iterator[None]:
         yield
     finally:
         stop.set()
-        thread.join()
+    thread.join()
