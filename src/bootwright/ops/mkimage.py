@@ -114,13 +114,12 @@ def write_output(path: str, image: bytes) -> None:
         sys.stdout.buffer.flush()
         return
     with files.translated("could not write the image"):
-        path = os.path.realpath(path)
         try:
             is_file = stat.S_ISREG(os.stat(path).st_mode)
         except FileNotFoundError:
             is_file = True
         if is_file:
-            files.replace_durably(path, image)
+            files.replace_durably(os.path.realpath(path), image)
             return
         with open(path, "wb") as file:
             file.write(image)
