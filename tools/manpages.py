@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,19 +43,33 @@ def is_hidden_row(context: click.Context, name: str) -> bool:
 
 
 def options_of(command: click.Command, context: click.Context) -> Iterator[tuple[str, str]]:
-    """Yield each visible option as its spelling and its help."""
+    """Yield each visible option as its spelling and its help; not in click's words, which change with its version."""
     for parameter in command.get_params(context):
-        record = parameter.get_help_record(context)
-        if record is not None:
-            yield record
+        if not isinstance(parameter, click.Option) or parameter.hidden:
+            continue
+        spelling = ", ".join([*parameter.opts, *parameter.secondary_opts])
+        if not parameter.is_flag and not parameter.count:
+            spelling += f" {value_name(parameter)}"
+        text = parameter.help or ""
+        if parameter.show_default and parameter.default is not None and not isinstance(parameter.default, bool):
+            text += f" Default: {parameter.default}."
+        yield spelling, text.strip()
+
+
+def value_name(parameter: click.Option) -> str:
+    """Return what stands for an option's value: its metavar, its choices, or the name of its type."""
+    if parameter.metavar:
+        return parameter.metavar
+    if isinstance(parameter.type, click.Choice):
+        return "|".join(str(choice) for choice in parameter.type.choices)
+    return parameter.type.name.upper()
 
 
 def page(command: click.Command, context: click.Context) -> str:
     """Return the roff text of one command's page."""
     name = context.command_path.replace(" ", "-")
-    # sort_keys of the usage line: click joins the pieces, we keep them apart for the macro.
     usage = " ".join(command.collect_usage_pieces(context))
-    text = (command.help or "").split("\f")[0].replace("\b\n", "")
+    text = inspect.cleandoc(command.help or "").split("\f")[0].replace("\b\n", "")
     paragraphs = [" ".join(part.split()) if not part.startswith("  ") else part for part in text.split("\n\n")]
     summary = (paragraphs[0] or command.get_short_help_str(200)).rstrip(".")
     lines = [
@@ -94,6 +109,8 @@ def exit_status() -> list[str]:
     lines = [".SH EXIT STATUS", ".TP", "\\fB0\\fR", "success"]
     for kind in sorted(tree(BootwrightError), key=lambda kind: kind.exit_code):
         summary = (kind.__doc__ or "").splitlines()[0].rstrip(".")
+        if kind is BootwrightError:
+            summary = "a failure that has no status of its own"
         lines += [".TP", f"\\fB{kind.exit_code}\\fR", escape(summary[:1].lower() + summary[1:])]
     return [*lines, ".TP", "\\fB70\\fR", "a bug in bootwright", ".TP", "\\fB130\\fR", "interrupted"]
 
