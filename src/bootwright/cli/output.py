@@ -24,7 +24,13 @@ def echo_yaml(document: Any) -> None:
     """Print a document as YAML, keys in their own order."""
     import yaml
 
-    click.echo(yaml.safe_dump(document, sort_keys=False, default_flow_style=False).rstrip("\n"))
+    class Plain(yaml.SafeDumper):
+        """Writes a part that occurs twice twice: bootc's status has no anchors, and few readers know them."""
+
+        def ignore_aliases(self, data: Any) -> bool:
+            return True
+
+    click.echo(yaml.dump(document, Dumper=Plain, sort_keys=False, default_flow_style=False).rstrip("\n"))
 
 
 def echo_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

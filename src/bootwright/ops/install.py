@@ -233,7 +233,7 @@ def _version(resolved: ResolvedImage) -> str | None:
 
 
 class _Steps:
-    """Progress of the part after the pull."""
+    """Progress of the part after the pull; the task begins with its first step."""
 
     def __init__(self, progress: Progress, target: str) -> None:
         self._progress = progress
@@ -246,18 +246,22 @@ class _Steps:
             subtasks=[SubTask(subtask=name, description=text, id=name, total=1) for name, text in _STEPS],
         )
         self._running: SubTask | None = None
+        self._has_begun = False
 
     def __enter__(self) -> Callable[[str], None]:
-        self._progress.begin(self._task)
         return self.start
 
     def __exit__(self, kind: object, value: object, trace: object) -> None:
         if kind is None:
             self._finish()
-        self._progress.end(self._task)
+        if self._has_begun:
+            self._progress.end(self._task)
 
     def start(self, description: str) -> None:
         """Begin a step by its description; the one before is done."""
+        if not self._has_begun:
+            self._has_begun = True
+            self._progress.begin(self._task)
         self._finish()
         self._running = next(sub for sub in self._task.subtasks if sub.description == description)
         self._progress.update(self._task)
@@ -289,8 +293,8 @@ def install_to_disk(plan: InstallPlan, *, progress: Progress) -> InstallResult:
             image = _pull(plan, repo, progress)
             _stage_image(plan, stage, image, str(writer.root_uuid))
         with _Steps(progress, plan.options.target) as step:
-            step("computing fs-verity")
-            stage.seal(plan.options.algorithm, advance=lambda _: None)
+            # Progress begins when the workers have been forked: it may start a thread.
+            stage.seal(plan.options.algorithm, begun=lambda: step("computing fs-verity"))
             used, free = _check_space(plan, stage, writer, work)
             disk = _prepare_disk(plan, work)
             content = RootContent(

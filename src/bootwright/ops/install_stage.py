@@ -245,12 +245,12 @@ class Stage:
 
     # ---- sealing ---------------------------------------------------------------------------------------------
 
-    def seal(self, algorithm: Algorithm, *, advance: Callable[[int], None]) -> None:
+    def seal(self, algorithm: Algorithm, *, begun: Callable[[], None]) -> None:
         """Append fs-verity metadata to every object and to meta.json; the repository must be closed.
 
         Args:
             algorithm: of the repository.
-            advance: told the percentage that is done.
+            begun: called when the worker processes run.
 
         Raises:
             VerificationError: an object is not what its name says.
@@ -262,16 +262,14 @@ class Stage:
         def work(number: int, _report: Callable[[int], None]) -> bytes:
             return pickle.dumps(seal_objects(objects, chunks[number], algorithm))
 
-        done = 0
         with run_jobs(list(range(len(chunks))), work, processes=available_processors()) as events:
+            begun()
             for event in events:
                 if event.result is None:
                     continue
                 found: dict[str, SealedFile] = pickle.loads(event.result)  # noqa: S301  our own worker's
                 for name, one in found.items():
                     self.sealed[f"/{_REPOSITORY}/objects/{name}".encode()] = one
-                done += 1
-                advance(done * 100 // len(chunks))
         self.sealed[f"/{_REPOSITORY}/meta.json".encode()] = seal(os.path.join(self.repository, "meta.json"), algorithm)
         # The notes of writers, which have done their work.
         files.remove_tree(os.path.join(self.repository, "bootwright"))

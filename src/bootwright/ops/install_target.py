@@ -7,7 +7,6 @@ import fcntl
 import os
 import secrets
 import stat
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -36,8 +35,10 @@ class Target:
 
     @property
     def work_parent(self) -> str:
-        """Directory for temporary files: beside a file, so that a rename completes it."""
-        return tempfile.gettempdir() if self.device is not None else os.path.dirname(os.path.abspath(self.path))
+        """Directory for temporary files: beside a file, so that a rename completes it; else one that is no memory."""
+        if self.device is not None:
+            return os.environ.get("TMPDIR") or "/var/tmp"  # noqa: S108  a private directory is made in it
+        return os.path.dirname(os.path.abspath(self.path))
 
     def describe(self) -> str:
         """Say what it is and what will happen to it."""
