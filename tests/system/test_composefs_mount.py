@@ -72,7 +72,7 @@ def describe(directory: Path) -> dict[str, tuple[object, ...]]:
 def ground(tmp_path: Path) -> Iterator[Path]:
     """A tree, its image, its store, and a mount point that is clean afterwards."""
     make_tree(tmp_path / "tree")
-    for name in ("mnt", "upper", "work"):
+    for name in ("mnt", "upper", "workdir"):
         (tmp_path / name).mkdir()
     arguments = ["composefs", "mkimage", "--digest-store", str(tmp_path / "store"), str(tmp_path / "tree")]
     assert cli_main.main([*arguments, str(tmp_path / "image")]) == 0
@@ -98,7 +98,7 @@ def test_the_mount_shows_the_tree(ground: Path) -> None:
 
 
 def test_changes_go_to_the_upper_directory(ground: Path) -> None:
-    options = f"basedir={ground}/none_here:{ground}/store,upperdir={ground}/upper,workdir={ground}/work"
+    options = f"basedir={ground}/none_here:{ground}/store,upperdir={ground}/upper,workdir={ground}/workdir"
     (ground / "none_here").mkdir()
     assert run("mount", "-o", options, ground / "image", ground / "mnt") == 0
     (ground / "mnt" / "new").write_text("new")
