@@ -60,7 +60,7 @@ from bootwright.units import format_size
 __all__ = ["default_tag", "pull"]
 
 _REPORT_INTERVAL_S = 0.1
-_WRITEBACK_INTERVAL_S = 1.0
+_WRITEBACK_INTERVAL_S = 2.0
 # What gzip and zstd layers of operating systems grow by, a little less than usual: objects that are there already
 # and files that occur twice take nothing, and a pull that fits must not be refused.
 _GROWTH = 2.2
