@@ -71,6 +71,14 @@ VARIANTS = {
     "v2": Variant(
         suite="trixie", initramfs="dracut", version="13.2", created=BUILD_TIME + 86400, extras=("htop", "jq", "tree")
     ),
+    # More than 50,000 files and directories: for comparisons and benchmarks, not for the demonstration.
+    "big": Variant(
+        suite="trixie",
+        initramfs="dracut",
+        version="13.1",
+        created=BUILD_TIME,
+        extras=("build-essential", "golang-go", "libboost-dev", "linux-headers-cloud-amd64", "npm", "vim", "git"),
+    ),
     # Another release of the distribution, with the other initramfs: a switch rather than an update.
     "other": Variant(
         suite="forky", initramfs="initramfs-tools", version="14.0", created=BUILD_TIME + 2 * 86400, extras=("tree",)
