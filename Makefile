@@ -47,7 +47,8 @@ unit: $(VENV)/ready
 	$(BIN)/pytest -q -n auto -m "not system and not vm"
 
 system: $(CACHE)/apt-test $(VENV)/ready
-	$(BIN)/pytest -v -m system
+	$(BIN)/python tools/peers.py
+	BOOTWRIGHT_PEERS=$(CURDIR)/$(CACHE)/peers $(BIN)/pytest -m system
 
 vm: $(CACHE)/apt-test $(VENV)/ready
 	$(BIN)/pytest -v -m vm

@@ -1,13 +1,17 @@
 """Side by side with mkcomposefs and composefs-info: images, stores and text must be the same.
 
-The tree is that of BOOTWRIGHT_TREE, or else the standard library: thousands of files of every size.
+The tree is that of BOOTWRIGHT_TREE, or else a whole operating system: the largest of the example images, as root
+unpacks it.
 """
 
 import filecmp
+import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
+from osimages import ensure_images
 
 from bootwright.cli import main as cli_main
 from bootwright.erofs import dumpfile
@@ -28,8 +32,34 @@ def peers() -> None:
 
 
 @pytest.fixture(scope="module")
-def tree() -> Path:
-    return Path(os.environ.get("BOOTWRIGHT_TREE", Path(os.__file__).parent))
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if chosen := os.environ.get("BOOTWRIGHT_TREE"):
+        return Path(chosen)
+    if os.geteuid() != 0:
+        return Path(os.__file__).parent
+    root = tmp_path_factory.mktemp("os")
+    layout = ensure_images("big")
+    for layer in read_layers(layout, "big"):
+        subprocess.run(["tar", "-C", root, "--xattrs", "--xattrs-include=*", "-xpf", layer], check=True)
+    return root
+
+
+def read_layers(layout: Path, tag: str) -> list[Path]:
+    """Return the layer files of an image of a layout, lowest first."""
+
+    def blob(digest: str) -> Path:
+        return layout / "blobs" / digest.replace(":", "/")
+
+    index = json.loads((layout / "index.json").read_text())
+    (digest,) = (
+        one["digest"] for one in index["manifests"] if one["annotations"]["org.opencontainers.image.ref.name"] == tag
+    )
+    return [blob(layer["digest"]) for layer in json.loads(blob(digest).read_text())["layers"]]
+
+
+def test_the_tree_is_a_real_one(tree: Path) -> None:
+    count = sum(len(directories) + len(names) for _, directories, names in os.walk(tree))
+    assert count > (50_000 if os.geteuid() == 0 and "BOOTWRIGHT_TREE" not in os.environ else 1000)
 
 
 @pytest.fixture(scope="module")
