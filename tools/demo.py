@@ -130,17 +130,17 @@ def main() -> None:
     """Tell the whole story."""
     checks = Checks()
     chapter("Operating systems as images: Debian's packages → OCI layout")
-    layout = ensure_images(*TAGS)
+    layouts = ensure_images(*TAGS)
     directory = make_scratch("bootwright-demo-")
     try:
         disk_directory = directory / "disk"
         disk_directory.mkdir()
         with running_registry(directory / "registry") as address:
             chapter(f"A registry: {address}")
-            for tag in TAGS:
+            for tag, layout in layouts.items():
                 print(f"    os:{tag}  {push_layout(layout, tag, address, 'os', tag)}")
             chapter("A disk from v1")
-            disk = make_disk(layout, address, disk_directory)
+            disk = make_disk(layouts["v1"], address, disk_directory)
             overlay = make_overlay(disk, directory / "machine.qcow2")
             log = directory / "serial.log"
             with open_machine(overlay, serial_log=log, variables=directory / "variables.fd") as machine:

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 __all__ = ["CACHE", "ROOT", "build_package", "ensure_images"]
@@ -42,32 +43,31 @@ def _fingerprint(variant: str, package: Path) -> str:
     return made_of.hexdigest()
 
 
-def ensure_images(*variants: str) -> Path:
-    """Return an OCI layout that holds the named variants (``v1``, ``v2``, ``other``) as tags of these names."""
+def ensure_images(*variants: str) -> dict[str, Path]:
+    """Return, for each named variant (``v1``, ``v2``, ``other``, ``big``), an OCI layout that holds it under that tag.
+
+    Two are built at a time: a build is mostly waiting for one program after the other.
+    """
     package = build_package()
-    layout = CACHE / "os-images"
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        return dict(zip(variants, pool.map(lambda variant: _ensure(variant, package), variants), strict=True))
+
+
+def _ensure(variant: str, package: Path) -> Path:
+    layout = CACHE / "os-images" / variant
     layout.mkdir(parents=True, exist_ok=True)
-    for variant in variants:
-        stamp = layout / f".{variant}.stamp"
-        wanted = _fingerprint(variant, package)
-        is_fresh = stamp.exists() and time.time() - stamp.stat().st_mtime < FRESH_S
-        if is_fresh and stamp.read_text() == wanted:
-            continue
-        print(f"building the example image '{variant}' from Debian packages", file=sys.stderr, flush=True)
-        subprocess.run(
-            [
-                sys.executable,
-                RECIPES / "build.py",
-                "--variant",
-                variant,
-                "--output",
-                layout,
-                "--deb",
-                package,
-            ],
-            check=True,
-        )
-        stamp.write_text(wanted)
+    stamp = layout / ".stamp"
+    wanted = _fingerprint(variant, package)
+    if stamp.exists() and time.time() - stamp.stat().st_mtime < FRESH_S and stamp.read_text() == wanted:
+        return layout
+    print(f"building the example image '{variant}' from Debian packages", file=sys.stderr, flush=True)
+    command = [sys.executable, RECIPES / "build.py", "--variant", variant, "--output", layout, "--deb", package]
+    result = subprocess.run(command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    (layout / "build.log").write_bytes(result.stdout)
+    if result.returncode != 0:
+        tail = result.stdout.decode(errors="replace")[-3000:]
+        raise RuntimeError(f"building the example image '{variant}' failed:\n{tail}")
+    stamp.write_text(wanted)
     return layout
 
 
@@ -75,4 +75,5 @@ if __name__ == "__main__":
     if sys.argv[1:] == ["clean"]:
         shutil.rmtree(CACHE / "os-images", ignore_errors=True)
     else:
-        print(ensure_images(*(sys.argv[1:] or ["v1", "v2", "other"])))
+        for name, directory in ensure_images(*(sys.argv[1:] or ["v1", "v2", "other"])).items():
+            print(f"oci:{directory}:{name}")

@@ -38,8 +38,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if os.geteuid() != 0:
         return Path(os.__file__).parent
     root = tmp_path_factory.mktemp("os")
-    layout = ensure_images("big")
-    for layer in read_layers(layout, "big"):
+    for layer in read_layers(ensure_images("big")["big"], "big"):
         subprocess.run(["tar", "-C", root, "--xattrs", "--xattrs-include=*", "-xpf", layer], check=True)
     return root
 

@@ -29,16 +29,16 @@ def _removed(directory: Path) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def ground() -> Iterator[Ground]:
     """Build, serve, install; the disk is made by a user who is not root."""
-    layout = ensure_images("v1", "v2", "other")
+    layouts = ensure_images("v1", "v2", "other")
     directory = make_scratch("bootwright-vm-test-")
     with _removed(directory), running_registry(directory / "registry") as address:
-        for tag in ("v1", "v2", "other"):
+        for tag, layout in layouts.items():
             push_layout(layout, tag, address, "os", tag)
         guest_address = f"{HOST_ADDRESS}:{address.rpartition(':')[2]}"
         disk = directory / "disk" / "disk.raw"
         disk.parent.mkdir()
-        install_disk(f"oci:{layout}:v1", f"docker://{guest_address}/os:v1", disk)
-        yield Ground(layout, address, guest_address, disk)
+        install_disk(f"oci:{layouts['v1']}:v1", f"docker://{guest_address}/os:v1", disk)
+        yield Ground(layouts, address, guest_address, disk)
 
 
 def check_schema(document: dict[str, Any]) -> None:

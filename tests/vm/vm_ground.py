@@ -13,13 +13,13 @@ class Ground:
     """What the machines of a run share.
 
     Attributes:
-        layout: OCI layout with the tags v1, v2 and other.
+        layouts: OCI layouts by the tag that each holds: v1, v2, other.
         address: of the registry, as this host sees it.
         guest_address: the same, as a guest sees it.
         disk: installed from v1, following ``os:v1`` of the registry; never written.
     """
 
-    layout: Path
+    layouts: dict[str, Path]
     address: str
     guest_address: str
     disk: Path
