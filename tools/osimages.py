@@ -61,7 +61,8 @@ def _ensure(variant: str, package: Path) -> Path:
     if stamp.exists() and time.time() - stamp.stat().st_mtime < FRESH_S and stamp.read_text() == wanted:
         return layout
     print(f"building the example image '{variant}' from Debian packages", file=sys.stderr, flush=True)
-    command = [sys.executable, RECIPES / "build.py", "--variant", variant, "--output", layout, "--deb", package]
+    command = [sys.executable, str(RECIPES / "build.py")]
+    command += ["--variant", variant, "--output", str(layout), "--deb", str(package)]
     result = subprocess.run(command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     (layout / "build.log").write_bytes(result.stdout)
     if result.returncode != 0:
