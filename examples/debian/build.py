@@ -10,6 +10,8 @@ common.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import fcntl
 import os
 import re
 import shutil
@@ -211,6 +213,14 @@ def divide(archive: Path, entries: Entries) -> tuple[dict[str, dict[str, tarfile
     return layers, packaged - {"usr/lib/os-release"}
 
 
+@contextlib.contextmanager
+def locked(layout: Path) -> Iterator[None]:
+    """Hold a layout alone: what another build writes looks unused until its index names it."""
+    with (layout / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def build(arguments: argparse.Namespace) -> None:
     """Build one variant into the layout."""
     variant = VARIANTS[arguments.variant]
@@ -225,15 +235,21 @@ def build(arguments: argparse.Namespace) -> None:
         made = time.monotonic()
         entries = read_entries(archive)
         layers, packaged = divide(archive, entries)
-        written = write_layers(output, archive, layers, lambda path: None if path in packaged else BUILD_TIME)
-    labels = {
-        "containers.bootc": "1",
-        "org.opencontainers.image.title": f"Debian {arguments.suite or variant.suite}, {arguments.variant}",
-        "org.opencontainers.image.version": variant.version,
-    }
-    digest = add_image(
-        output, arguments.variant, written, architecture=arguments.architecture, labels=labels, created=variant.created
-    )
+        labels = {
+            "containers.bootc": "1",
+            "org.opencontainers.image.title": f"Debian {arguments.suite or variant.suite}, {arguments.variant}",
+            "org.opencontainers.image.version": variant.version,
+        }
+        with locked(output):
+            written = write_layers(output, archive, layers, lambda path: None if path in packaged else BUILD_TIME)
+            digest = add_image(
+                output,
+                arguments.variant,
+                written,
+                architecture=arguments.architecture,
+                labels=labels,
+                created=variant.created,
+            )
     report(written, sum(entry.size for entry in entries.values()), made - started, time.monotonic() - made)
     print(f"oci:{output}:{arguments.variant}@{digest}")
 
