@@ -6,7 +6,7 @@
     firmware            code read-only, variables a private copy
     network             user mode: the guest is 10.0.2.15, the host 10.0.2.2
     console             serial, into a log file or on this terminal
-    ssh                 through a forwarded loopback port, with a key made for this machine and given to systemd as a
+    ssh                 through a forwarded loopback port, with the user's key for machines, which systemd gets as a
                         credential (SMBIOS type 11)
     control             QMP on a UNIX socket
 
@@ -21,11 +21,9 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import socket
 import subprocess
 import tempfile
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,16 +32,14 @@ from typing import Self
 
 from bootwright.errors import BootError, ToolError, UsageError
 from bootwright.linux import architecture as machine_names
-from bootwright.linux.files import libc
-from bootwright.linux.process import find_program, run
-from bootwright.ops.vm_host import Accelerator, choose_accelerator, find_firmware, qemu_program
+from bootwright.linux import process
+from bootwright.ops.vm_host import Accelerator, cache_directory, choose_accelerator, find_firmware, qemu_program
 from bootwright.ops.vm_qmp import Qmp
 
 __all__ = ["CommandResult", "MachineOptions", "VirtualMachine"]
 
 _SSH_CREDENTIAL = "ssh.authorized_keys.root"
 _SSH_FAILED = 255
-_PR_SET_PDEATHSIG = 1
 _QEMU_LOG = "qemu.log"
 # What a console shows when waiting longer makes no sense.
 _FAILURES = (
@@ -154,25 +150,14 @@ class VirtualMachine:
         with open(self.serial_log, "wb"):
             pass
         self._console_read = 0
-        if self.options.ssh and not os.path.exists(self._key):
-            make = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "bootwright vm", "-f", self._key]
-            run(make, purpose="make a key for the virtual machine")
+        if self.options.ssh:
+            self._ensure_key()
         variables = self._variables
         if not os.path.exists(variables):
             shutil.copyfile(self._firmware.variables, variables)
             os.chmod(variables, 0o600)
-        log = open(os.path.join(self._directory, _QEMU_LOG), "wb")  # noqa: SIM115  closed below, after the fork
-        terminal = self.options.on_terminal
-        with log:
-            self._process = subprocess.Popen(
-                self._arguments(variables),
-                stdin=None if terminal else subprocess.DEVNULL,
-                stdout=None if terminal else log,
-                stderr=log,
-                # Ctrl-C belongs to us, or, on a terminal, to the guest.
-                start_new_session=not terminal,
-                preexec_fn=_die_with_parent if threading.current_thread() is threading.main_thread() else None,  # noqa: PLW1509
-            )
+        with open(os.path.join(self._directory, _QEMU_LOG), "wb") as log:
+            self._process = process.start(self._arguments(variables), log=log, attached=self.options.on_terminal)
         try:
             self._qmp = Qmp(self._socket_path)
             if self.options.ssh:
@@ -219,9 +204,8 @@ class VirtualMachine:
         Raises:
             BootError: it did not within the time.
         """
-        process = self._get_process()
         try:
-            status = process.wait(timeout_s)
+            status = self._get_process().wait(timeout_s)
         except subprocess.TimeoutExpired as exc:
             raise BootError(f"the virtual machine did not end within {timeout_s} s") from exc
         self.kill()
@@ -275,8 +259,7 @@ class VirtualMachine:
                 raise self._failure(f"the guest did not boot: '{found[0].decode('utf-8', 'replace').strip()}'")
 
     def _check_alive(self, awaited: str) -> None:
-        process = self._get_process()
-        if process.poll() is not None:
+        if self._get_process().poll() is not None:
             raise self._failure(f"QEMU ended before {awaited}: {self._qemu_said() or 'no reason given'}")
         if self.accelerator.name == "kvm" and "KVM internal error" in self._qemu_said():
             raise BootError("KVM cannot run this guest here", hint="--accel tcg")
@@ -339,13 +322,15 @@ class VirtualMachine:
         """Run a command, or a login shell when None, with this process's own standard streams; returns its status."""
         options = ["-t"] if command is None else []
         argv = [*self._ssh_command(), *options, "root@127.0.0.1", *([] if command is None else [command])]
-        return subprocess.run(argv, check=False).returncode
+        return process.run_attached(argv)
 
     def _ssh(self, command: Sequence[str], *, stdin: bytes = b"", timeout_s: float) -> CommandResult:
         argv = [*self._ssh_command(), "-o", "BatchMode=yes", "root@127.0.0.1", *command]
         try:
-            result = subprocess.run(argv, input=stdin, capture_output=True, timeout=timeout_s, check=False)
-        except subprocess.TimeoutExpired as exc:
+            result = process.run(
+                argv, purpose="run a command in the guest", stdin=stdin, ok=range(256), timeout_s=timeout_s
+            )
+        except TimeoutError as exc:
             what = shlex.join(command)
             raise self._failure(f"the command '{what[:100]}' did not end within {timeout_s:.0f} s") from exc
         out, err = (stream.decode("utf-8", "replace") for stream in (result.stdout, result.stderr))
@@ -363,7 +348,7 @@ class VirtualMachine:
             "ServerAliveCountMax": "20",
         }
         flags = [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
-        return [find_program("ssh"), "-F", "/dev/null", "-i", self._key, "-p", str(self._ssh_port), *flags]
+        return ["ssh", "-F", "/dev/null", "-i", self._key, "-p", str(self._ssh_port), *flags]
 
     def boot_id(self) -> str:
         """Return the id of the guest's running boot.
@@ -405,7 +390,24 @@ class VirtualMachine:
 
     @property
     def _key(self) -> str:
-        return os.path.join(self._directory, "key")
+        # One for all of this user's machines: a disk that keeps what is written to it keeps the key of its first boot.
+        return os.path.join(cache_directory(), "vm-key", "id")
+
+    def _ensure_key(self) -> None:
+        """Make the key unless it is there; of two machines that start at the same time, one makes it."""
+        if os.path.exists(self._key):
+            return
+        final = os.path.dirname(self._key)
+        os.makedirs(cache_directory(), mode=0o700, exist_ok=True)
+        new = tempfile.mkdtemp(prefix=".tmp-", dir=cache_directory())
+        try:
+            make = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "bootwright vm", "-f", os.path.join(new, "id")]
+            process.run(make, purpose="make a key for virtual machines")
+            # A directory is renamed onto nothing or an empty one; the loser takes the winner's key.
+            with contextlib.suppress(OSError):
+                os.rename(new, final)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
 
     @property
     def _socket_path(self) -> str:
@@ -484,8 +486,3 @@ def _find_forward(table: object, guest_port: int) -> int:
 def _detect_format(path: str) -> str:
     with open(path, "rb") as file:
         return "qcow2" if file.read(4) == b"QFI\xfb" else "raw"
-
-
-def _die_with_parent() -> None:
-    """Have the kernel end QEMU with us, even if we are killed; it counts the starting thread as the parent."""
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

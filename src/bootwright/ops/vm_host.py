@@ -7,7 +7,6 @@ import json
 import os
 import platform
 import shutil
-import subprocess
 import tempfile
 import time
 from dataclasses import dataclass
@@ -15,9 +14,9 @@ from dataclasses import dataclass
 from bootwright.errors import ToolError, UsageError
 from bootwright.image.layout import get_architecture
 from bootwright.linux import architecture as machine_names
-from bootwright.linux.process import find_program
+from bootwright.linux.process import find_program, start
 
-__all__ = ["Accelerator", "Firmware", "choose_accelerator", "find_firmware", "qemu_program"]
+__all__ = ["Accelerator", "Firmware", "cache_directory", "choose_accelerator", "find_firmware", "qemu_program"]
 
 _PROBE_TIMEOUT_S = 20.0
 # Code, variables: Debian's ovmf and qemu-efi-aarch64, then Fedora's and Arch's places.
@@ -136,7 +135,7 @@ def _kvm_works(architecture: str, firmware: Firmware) -> bool:
     """
     program = qemu_program(architecture)
     key = f"{_boot_id()} {program} {os.stat(program).st_mtime_ns} {firmware.code}"
-    cache = os.path.join(_cache_directory(), "kvm-probe.json")
+    cache = os.path.join(cache_directory(), "kvm-probe.json")
     with contextlib.suppress(OSError, ValueError), open(cache, encoding="utf-8") as file:
         known = json.load(file)
         if isinstance(known, dict) and known.get("key") == key:
@@ -159,17 +158,15 @@ def _boot_firmware(program: str, architecture: str, firmware: Firmware) -> bool:
         argv += ["-M", "q35" if architecture == "amd64" else "virt", "-no-reboot", "-serial", f"file:{serial}"]
         argv += ["-drive", f"if=pflash,format=raw,readonly=on,file={firmware.code}"]
         argv += ["-drive", f"if=pflash,format=raw,file={variables}"]
-        process = subprocess.Popen(
-            argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=directory
-        )
+        said = os.path.join(directory, "qemu.log")
+        with open(said, "wb") as log:
+            process = start(argv, log=log)
         try:
-            os.set_blocking(process.stderr.fileno(), False)  # type: ignore[union-attr]  # a pipe was asked for
             deadline = time.monotonic() + _PROBE_TIMEOUT_S
-            said = b""
             while time.monotonic() < deadline and process.poll() is None:
-                said += (process.stderr.read() if process.stderr else None) or b""
-                if b"KVM internal error" in said:
-                    return False
+                with open(said, "rb") as log:
+                    if b"KVM internal error" in log.read():
+                        return False
                 # Firmware that reaches its boot menu has run 16, 32 and 64 bit code with paging.
                 with contextlib.suppress(OSError):
                     if os.stat(serial).st_size > 0:
@@ -178,7 +175,7 @@ def _boot_firmware(program: str, architecture: str, firmware: Firmware) -> bool:
             return False
         finally:
             process.kill()
-            process.communicate()
+            process.wait()
 
 
 def _boot_id() -> str:
@@ -187,6 +184,7 @@ def _boot_id() -> str:
     return "unknown"
 
 
-def _cache_directory() -> str:
+def cache_directory() -> str:
+    """Return where things are kept that can be made again, by the XDG Base Directory Specification."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     return os.path.join(base, "bootwright")
