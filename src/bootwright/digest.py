@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import enum
 import hashlib
-import hmac
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -72,7 +71,7 @@ class Digest:
         Raises:
             VerificationError: the two differ.
         """
-        if not hmac.compare_digest(found, self.hex):
+        if found != self.hex:
             raise VerificationError(
                 f"{what} has the digest '{self.algorithm}:{found}', expected '{self}'",
                 hint="the source is damaged or was changed; pull again, or pull from another source",

@@ -15,7 +15,6 @@ what an administrator added stays.
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -211,6 +210,8 @@ def parse_drop_in(data: bytes, *, origin: str, architecture: str) -> Kargs:
     Raises:
         ConfigError: it is no TOML, has an unknown key, or a value of the wrong type.
     """
+    import tomllib  # not needed to read a command line, which `status` does
+
     try:
         document = tomllib.loads(data.decode())
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:

@@ -17,7 +17,6 @@ import contextlib
 import errno
 import hashlib
 import os
-import secrets
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -189,8 +188,8 @@ class EntryStore:
         Raises:
             BootError: it cannot, or cannot be written; nothing was changed.
         """
-        first = self._path(f"{_LOADER}/{files.TEMPORARY_PREFIX}{secrets.token_hex(4)}")
-        second = self._path(f"{_LOADER}/{files.TEMPORARY_PREFIX}{secrets.token_hex(4)}")
+        first = self._path(f"{_LOADER}/{files.temporary_name()}")
+        second = self._path(f"{_LOADER}/{files.temporary_name()}")
         try:
             os.makedirs(self._path(_LOADER), exist_ok=True)
             os.mkdir(first)
@@ -231,7 +230,7 @@ class EntryStore:
         with files.translated("could not stage the boot entries"):
             self._remove_leftovers(_LOADER)
             self.discard_staged()
-            temporary = self._path(f"{_LOADER}/{files.TEMPORARY_PREFIX}{secrets.token_hex(8)}")
+            temporary = self._path(f"{_LOADER}/{files.temporary_name()}")
             os.makedirs(self._path(_LOADER), exist_ok=True)
             os.mkdir(temporary, 0o755)
             for name, content in texts.items():
@@ -322,7 +321,7 @@ class EntryStore:
         """
         parent = self._path(_KERNELS)
         final = self._path(kernel_directory(deployment_id))
-        temporary = os.path.join(parent, f"{files.TEMPORARY_PREFIX}{secrets.token_hex(8)}")
+        temporary = os.path.join(parent, files.temporary_name())
         with files.translated("could not write the kernel to the boot partition"):
             os.makedirs(parent, exist_ok=True)
             self._remove_leftovers(_KERNELS)

@@ -14,7 +14,6 @@ A deployment appears by one rename of a directory that was made durable before, 
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -147,7 +146,7 @@ class StateStore:
             SpaceError, PrivilegeError: it cannot be written.
         """
         final = self.path(deployment_id)
-        temporary = os.path.join(self.directory, f"{files.TEMPORARY_PREFIX}{secrets.token_hex(8)}")
+        temporary = os.path.join(self.directory, files.temporary_name())
         with files.translated(f"could not create the deployment '{deployment_id}'"):
             os.makedirs(os.path.join(self.sysroot, SHARED_VAR), exist_ok=True)
             os.makedirs(self.directory, exist_ok=True)
@@ -187,7 +186,7 @@ class StateStore:
     def remove(self, deployment_id: str) -> None:
         """Remove a deployment's directory: first one rename out of sight, then the files."""
         path = self.path(deployment_id)
-        trash = os.path.join(self.directory, f"{files.TEMPORARY_PREFIX}{secrets.token_hex(8)}")
+        trash = os.path.join(self.directory, files.temporary_name())
         with files.translated(f"could not remove the deployment '{deployment_id}'"):
             try:
                 files.rename_durably(path, trash)

@@ -13,7 +13,6 @@ import ctypes
 import errno
 import fcntl
 import os
-import secrets
 import shutil
 import stat
 from collections.abc import Iterator
@@ -33,6 +32,7 @@ __all__ = [
     "replace_durably",
     "replace_symlink",
     "sync_filesystem",
+    "temporary_name",
     "translate",
     "translated",
     "write_all",
@@ -75,6 +75,11 @@ def translate(exc: OSError, what: str) -> BootwrightError:
     if exc.errno in (errno.EPERM, errno.EACCES, errno.EROFS):
         return PrivilegeError(f"{what}{where}: {reason}", hint="run it as root, or choose a writable place")
     return BootwrightError(f"{what}{where}: {reason}")
+
+
+def temporary_name() -> str:
+    """Return a name for a file or directory that is not complete yet; clean-ups know it by its prefix."""
+    return f"{TEMPORARY_PREFIX}{os.urandom(8).hex()}"
 
 
 def write_all(fd: int, data: bytes | bytearray | memoryview) -> None:
@@ -123,7 +128,7 @@ def replace_durably(path: _PathLike, data: bytes, *, mode: int = 0o644) -> None:
     """
     path = os.fsdecode(path)
     directory = os.path.dirname(path) or "."
-    temporary = os.path.join(directory, f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}")
+    temporary = os.path.join(directory, temporary_name())
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
         try:
@@ -144,7 +149,7 @@ def replace_symlink(target: str, path: _PathLike, *, durable: bool = True) -> No
     """Create or replace a symlink atomically and durably; many at once are made durable by the caller's one fsync."""
     path = os.fsdecode(path)
     directory = os.path.dirname(path) or "."
-    temporary = os.path.join(directory, f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}")
+    temporary = os.path.join(directory, temporary_name())
     os.symlink(target, temporary)
     try:
         os.rename(temporary, path)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import socket
 import struct
 
 __all__ = ["send"]
@@ -26,6 +25,8 @@ def send(message: str, *, message_id: str, priority: int = 6, path: str = SOCKET
         path: the journal's socket.
         **fields: further fields, upper case.
     """
+    import socket  # here, because everything that could log imports this module, and hardly anything logs
+
     values = {
         "MESSAGE": message,
         "MESSAGE_ID": message_id,

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import stat
 from collections.abc import Iterable, Iterator
 
@@ -157,7 +156,7 @@ class LayoutWriter:
         kind = expected or Digest("sha256", "")
         content = kind.new_hash()
         size = 0
-        temporary = os.path.join(self._blobs, f"{files.TEMPORARY_PREFIX}{secrets.token_hex(8)}")
+        temporary = os.path.join(self._blobs, files.temporary_name())
         with files.translated("cannot write a blob"):
             fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
             try:

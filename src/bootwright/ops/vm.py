@@ -159,7 +159,7 @@ class VirtualMachine:
         with open(os.path.join(self._directory, _QEMU_LOG), "wb") as log:
             self._process = process.start(self._arguments(variables), log=log, attached=self.options.on_terminal)
         try:
-            self._qmp = Qmp(self._socket_path)
+            self._qmp = Qmp(self._socket_path, is_alive=lambda: self._get_process().poll() is None)
             if self.options.ssh:
                 self._ssh_port = _find_forward(self._qmp.execute("human-monitor-command", **_INFO_USERNET), 22)
         except ToolError as exc:

@@ -6,7 +6,8 @@ import contextlib
 import json
 import socket
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, BinaryIO
 
 from bootwright.errors import ToolError
 
@@ -18,14 +19,16 @@ class Qmp:
 
     Args:
         path: of the UNIX socket.
+        is_alive: tells whether QEMU still runs, so that nobody waits for one that does not.
         timeout_s: for the connection and for every answer.
 
     Raises:
         ToolError: nobody answers.
     """
 
-    def __init__(self, path: str, *, timeout_s: float = 10.0) -> None:
+    def __init__(self, path: str, *, is_alive: Callable[[], bool], timeout_s: float = 30.0) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        self._file: BinaryIO | None = None
         self._socket.settimeout(timeout_s)
         deadline = time.monotonic() + timeout_s
         try:
@@ -34,14 +37,14 @@ class Qmp:
                     self._socket.connect(path)
                     break
                 except (FileNotFoundError, ConnectionRefusedError) as exc:
-                    if time.monotonic() > deadline:
+                    if not is_alive() or time.monotonic() > deadline:
                         raise ToolError("QEMU does not answer on its control socket") from exc
                     time.sleep(0.02)
             self._file = self._socket.makefile("rb")
             self._read()
             self.execute("qmp_capabilities")
         except BaseException:
-            self._socket.close()
+            self.close()
             raise
 
     def execute(self, command: str, **arguments: object) -> Any:
@@ -63,7 +66,7 @@ class Qmp:
             raise ToolError(f"QEMU does not answer to '{command}': {exc}") from exc
 
     def _read(self) -> dict[str, Any]:
-        line = self._file.readline()
+        line = self._file.readline() if self._file is not None else b""
         if not line:
             raise ToolError("QEMU has closed its control socket")
         message = json.loads(line)
@@ -71,6 +74,9 @@ class Qmp:
 
     def close(self) -> None:
         """Close the connection; calling it twice is fine."""
-        with contextlib.suppress(OSError):
-            self._file.close()
+        # The file first: a socket stays open while there is a file over it.
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                self._file.close()
+            self._file = None
         self._socket.close()

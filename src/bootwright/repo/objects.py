@@ -20,7 +20,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -254,7 +253,7 @@ class ObjectStore:
                 if self._needs_chmod:
                     os.fchmod(fd, 0o644)
                 return fd, None
-        temporary = f"{files.TEMPORARY_PREFIX}{secrets.token_hex(8)}"
+        temporary = files.temporary_name()
         fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=self._fd)
         if self._needs_chmod:
             os.fchmod(fd, 0o644)
