@@ -162,10 +162,13 @@ class VirtualMachine:
             self._qmp = Qmp(self._socket_path, is_alive=lambda: self._get_process().poll() is None)
             if self.options.ssh:
                 self._ssh_port = _find_forward(self._qmp.execute("human-monitor-command", **_INFO_USERNET), 22)
-        except ToolError as exc:
+        except BaseException as exc:
             reason = self._qemu_said()
             self.kill()
-            raise ToolError(f"'{os.path.basename(self._program)}' does not start: {reason or exc.message}") from exc
+            if isinstance(exc, ToolError):
+                name = os.path.basename(self._program)
+                raise ToolError(f"'{name}' does not start: {reason or exc.message}") from exc
+            raise
 
     def kill(self) -> None:
         """End QEMU at once, as if the power failed; calling it twice is fine. The machine can be started again."""

@@ -43,8 +43,10 @@ class Qmp:
             self._file = self._socket.makefile("rb")
             self._read()
             self.execute("qmp_capabilities")
-        except BaseException:
+        except BaseException as exc:
             self.close()
+            if isinstance(exc, OSError):
+                raise ToolError(f"QEMU does not answer on its control socket: {exc}") from exc
             raise
 
     def execute(self, command: str, **arguments: object) -> Any:
