@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from bootwright.cli.options import AUTHFILE, HIDDEN_PROGRESS_FD, QUIET, TLS_VERIFY
 from bootwright.cli.output import echo_json, echo_yaml, say
 from bootwright.errors import UsageError
 
@@ -25,19 +26,6 @@ _SOFT_REBOOT = click.option(
     help="Restart user space only, when kernel and initramfs stay the same (not supported yet).",
 )
 _APPLY = click.option("--apply", is_flag=True, help="Reboot into the new state at once, if there is one.")
-_QUIET = click.option("--quiet", is_flag=True, help="Show no progress.")
-_PROGRESS_FD = click.option("--progress-fd", type=int, metavar="FD", hidden=True, help="Write progress as JSON lines.")
-_TLS_VERIFY = click.option(
-    "--tls-verify",
-    type=bool,
-    default=True,
-    show_default=True,
-    metavar="true|false",
-    help="Check the registry's certificate, for this call only.",
-)
-_AUTHFILE = click.option(
-    "--authfile", metavar="FILE", help="Read registry credentials from this file, for this call only."
-)
 
 
 def _host() -> Host:
@@ -103,10 +91,10 @@ def status(output: str | None, as_json: bool, format_version: int | None, booted
 @click.option("--download-only", is_flag=True, help="Stage the update, but do not boot it before --from-downloaded.")
 @click.option("--from-downloaded", is_flag=True, help="Boot what --download-only staged; the registry is not asked.")
 @click.option("--tag", metavar="TAG", help="Follow the tracked image with this tag instead.")
-@_QUIET
-@_TLS_VERIFY
-@_AUTHFILE
-@_PROGRESS_FD
+@QUIET
+@TLS_VERIFY
+@AUTHFILE
+@HIDDEN_PROGRESS_FD
 def upgrade(
     check: bool,
     apply: bool,
@@ -170,10 +158,10 @@ def upgrade(
 )
 @click.option("--enforce-container-sigpolicy", is_flag=True, help="Require signatures (not supported yet).")
 @click.option("--no-signature-verification", is_flag=True, expose_value=False, hidden=True, help="As bootc: no effect.")
-@_QUIET
-@_TLS_VERIFY
-@_AUTHFILE
-@_PROGRESS_FD
+@QUIET
+@TLS_VERIFY
+@AUTHFILE
+@HIDDEN_PROGRESS_FD
 def switch(
     target: str,
     transport: str,

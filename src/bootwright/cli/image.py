@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from bootwright.cli.options import ARCH, AUTHFILE, PROGRESS_FD, QUIET, TLS_VERIFY
 from bootwright.cli.output import echo_json, echo_table, say
 from bootwright.cli.progress import open_progress
 from bootwright.digest import Algorithm
@@ -21,44 +22,14 @@ if TYPE_CHECKING:
     from bootwright.repo.gc import Collection
     from bootwright.repo.images import PulledImage
 
-__all__ = ["PodmanBooleans", "image"]
+__all__ = ["image"]
 
 _SCHEMA = 1
 _SYSTEM_REPOSITORY = "/sysroot/composefs"
 _USER_REPOSITORY = "~/.var/lib/composefs"
 _ID_SHOWN = 12
-# Names of the kernel are taken, too.
-_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "i686": "386", "loongarch64": "loong64"}
 
 _F = TypeVar("_F", bound=Callable[..., Any])
-
-
-class PodmanBooleans(click.Command):
-    """A command that takes ``--flag=true`` and ``--flag=false`` for its ``--flag/--no-flag`` pairs, as podman does."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Rewrite such arguments, then parse as usual."""
-        pairs = {
-            positive: parameter.secondary_opts[0]
-            for parameter in self.get_params(ctx)
-            if parameter.secondary_opts
-            for positive in parameter.opts
-        }
-        for at, word in enumerate(args):
-            if word == "--":
-                break
-            name, equals, value = word.partition("=")
-            if equals and name in pairs:
-                args[at] = self._choose(ctx, name, pairs[name], value)
-        return super().parse_args(ctx, args)
-
-    @staticmethod
-    def _choose(ctx: click.Context, positive: str, negative: str, value: str) -> str:
-        if value.lower() in ("true", "1", "yes"):
-            return positive
-        if value.lower() in ("false", "0", "no"):
-            return negative
-        raise click.UsageError(f"'{value}' is neither true nor false, for '{positive}'", ctx)
 
 
 def _repo_option(function: _F) -> _F:
@@ -68,12 +39,6 @@ def _repo_option(function: _F) -> _F:
         metavar="DIR",
         help=f"Repository.  [default: {_SYSTEM_REPOSITORY}, or {_USER_REPOSITORY} for users]",
     )(function)
-
-
-def _progress_options(function: _F) -> _F:
-    quiet = click.option("--quiet", "-q", is_flag=True, help="Print only the result.")
-    fd = click.option("--progress-fd", type=int, metavar="FD", help="Write progress as JSON lines to this descriptor.")
-    return quiet(fd(function))
 
 
 def _json_option(function: _F) -> _F:
@@ -100,22 +65,19 @@ def image() -> None:
 # ---- pull ----------------------------------------------------------------------------------------------------
 
 
-@image.command("pull", cls=PodmanBooleans)
+@image.command("pull")
 @_repo_option
 @click.option("--tag", "tag", metavar="NAME", help="Name in the repository.  [default: the reference]")
-@click.option(
-    "--tls-verify/--no-tls-verify",
-    default=True,
-    help="Require a trusted certificate of the registry; --tls-verify=false also allows plain http.",
-)
-@click.option("--authfile", metavar="FILE", help="Registry credentials.")
-@click.option("--arch", metavar="ARCH", help="Architecture, e.g. arm64.  [default: this machine's]")
+@TLS_VERIFY
+@AUTHFILE
+@ARCH
 @click.option(
     "--digest-algorithm",
     type=click.Choice(["sha256", "sha512"]),
     help="fs-verity digests when the repository is made by this command; bootc's are sha512.  [default: sha256]",
 )
-@_progress_options
+@QUIET
+@PROGRESS_FD
 @click.argument("reference")
 def pull_command(
     repo_path: str | None,
@@ -133,13 +95,13 @@ def pull_command(
     Layers that are there already are not fetched again. The id of the image is printed. A repository that does not
     exist is made.
     """
+    from bootwright.linux.architecture import oci_name
     from bootwright.oci.reference import ImageReference
-    from bootwright.oci.source import SourceOptions, get_host_architecture
+    from bootwright.oci.source import SourceOptions
     from bootwright.repo.imports import default_tag, pull
 
     source = ImageReference.parse(reference, default_transport="registry")
-    architecture = get_host_architecture() if arch is None else _ARCHITECTURES.get(arch, arch)
-    options = SourceOptions(tls_verify=tls_verify, auth_file=authfile, architecture=architecture)
+    options = SourceOptions(tls_verify=tls_verify, auth_file=authfile, architecture=oci_name(arch))
     started = time.monotonic()
     with _open_or_make(repo_path, digest_algorithm) as repo:
         with open_progress(quiet=quiet, fd=progress_fd) as progress:
@@ -331,7 +293,8 @@ def umount_command(directory: str) -> None:
     show_default=True,
     help="Of the layers.",
 )
-@_progress_options
+@QUIET
+@PROGRESS_FD
 @click.argument("name")
 @click.argument("target", metavar="oci:DIRECTORY[:TAG]")
 def export_command(

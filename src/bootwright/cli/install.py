@@ -9,10 +9,12 @@ from types import FrameType
 
 import click
 
+from bootwright.cli.options import ARCH, AUTHFILE, PROGRESS_FD, QUIET, TLS_VERIFY
 from bootwright.cli.output import say
 from bootwright.cli.progress import open_progress
 from bootwright.digest import Algorithm
 from bootwright.errors import UsageError
+from bootwright.linux.architecture import oci_name
 from bootwright.oci.reference import ImageReference, Transport
 from bootwright.oci.source import SourceOptions
 from bootwright.ops.install import (
@@ -82,21 +84,14 @@ def install() -> None:
     show_default=True,
     help="fs-verity digests in the new repository; bootc's are sha512.",
 )
-@click.option(
-    "--tls-verify",
-    type=bool,
-    default=True,
-    show_default=True,
-    metavar="true|false",
-    help="Require a trusted certificate of the registry; false also allows plain http.",
-)
-@click.option("--authfile", metavar="FILE", help="Registry credentials.")
-@click.option("--arch", metavar="ARCH", help="Architecture of the image, e.g. arm64.  [default: this machine's]")
+@TLS_VERIFY
+@AUTHFILE
+@ARCH
 @click.option("--seed", metavar="TEXT", help="Derive all UUIDs of the disk from this text.")
 @click.option("--yes", is_flag=True, help="Do not ask before a disk is overwritten.")
 @click.option("--dry-run", is_flag=True, help="Show the plan and stop.")
-@click.option("--quiet", "-q", is_flag=True, help="No plan, no progress.")
-@click.option("--progress-fd", type=int, metavar="FD", help="Write progress as JSON lines to this descriptor.")
+@QUIET
+@PROGRESS_FD
 @click.argument("target")
 def to_disk(**given: object) -> None:
     """Make a bootable disk: TARGET is a file, which is created, or a block device.
@@ -137,12 +132,12 @@ def _parse_options(given: dict[str, object]) -> InstallOptions:
     transport: Transport = "oci" if given["target_transport"] == "oci" else "registry"
     followed = text("target_imgref")
     keys = text("root_ssh_authorized_keys")
-    arch = text("arch")
-    source_options = SourceOptions(tls_verify=bool(given["tls_verify"]), auth_file=text("authfile"))
-    if arch is not None:
-        source_options = SourceOptions(
-            tls_verify=source_options.tls_verify, auth_file=source_options.auth_file, architecture=_oci_name(arch)
-        )
+    source_options = SourceOptions(
+        tls_verify=bool(given["tls_verify"]),
+        auth_file=text("authfile"),
+        # The kernel's names are taken, too.
+        architecture=oci_name(text("arch")),
+    )
     kargs = given["kargs"]
     return InstallOptions(
         source=source,
@@ -162,11 +157,6 @@ def _parse_options(given: dict[str, object]) -> InstallOptions:
         epoch=_read_epoch(),
         seed=text("seed"),
     )
-
-
-def _oci_name(arch: str) -> str:
-    """Take the kernel's names, too."""
-    return {"x86_64": "amd64", "aarch64": "arm64", "i686": "386", "loongarch64": "loong64"}.get(arch, arch)
 
 
 def _read_ssh_keys(path: str) -> bytes:
