@@ -20,7 +20,10 @@ def find_peer(name: str) -> list[str]:
     root = os.environ.get("BOOTWRIGHT_PEERS")
     if root is not None:
         machine = platform.machine()
-        loader = next(Path(root).glob("lib*/ld-linux-*.so.*"), None)
+        # A tree that was only unpacked has no /lib64 -> usr/lib64.
+        loader = next(
+            iter([*Path(root).glob("lib*/ld-linux-*.so.*"), *Path(root).glob("usr/lib*/ld-linux-*.so.*")]), None
+        )
         program = Path(root, "usr/bin", name)
         if loader is not None and program.exists():
             libraries = f"{root}/usr/lib/{machine}-linux-gnu:{root}/usr/lib/{machine}-linux-gnu/systemd"

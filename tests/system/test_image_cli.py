@@ -105,7 +105,7 @@ def test_pull_again_says_so(run: Command, registry: FakeRegistry) -> None:
 
 
 def test_quiet_prints_the_id_alone(run: Command, registry: FakeRegistry) -> None:
-    result = run("pull", registry.push(make_image()), "--no-tls-verify", "--quiet")
+    result = run("pull", registry.push(make_image()), "--tls-verify=false", "--quiet")
     assert result.stderr == ""
     assert len(result.stdout.strip()) == 64
 
