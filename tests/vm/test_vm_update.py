@@ -176,7 +176,7 @@ def test_switch_to_another_release_with_another_initramfs(
     assert machine.run("uname -r").check() != kernel
     assert machine.run("cat /etc/local.conf").check() == "mine\n"
     assert machine.run("cat /var/lib/marker").check() == "kept\n"
-    assert machine.run("ls /usr/lib/dracut 2>/dev/null").status != 0, "this image has initramfs-tools"
+    assert machine.run("command -v mkinitramfs && ! command -v dracut").status == 0, "this image has initramfs-tools"
 
 
 def test_kernels_and_deployments_that_nothing_boots_are_gone(machine: VirtualMachine) -> None:
