@@ -17,8 +17,8 @@ export PYTHONPATH := src
 export PYTHONDONTWRITEBYTECODE :=
 
 # What `make check` needs, then what building, booting and serving images needs on top.
-APT_CHECK := python3-venv shellcheck
-APT_TEST := mmdebstrap libarchive-tools debian-archive-keyring docker-registry qemu-system-x86 qemu-utils ovmf e2fsprogs mtools \
+APT_CHECK := python3-venv shellcheck libarchive-tools
+APT_TEST := mmdebstrap debian-archive-keyring docker-registry qemu-system-x86 qemu-utils ovmf e2fsprogs mtools \
             dosfstools fdisk openssh-client fsverity zstd xz-utils man-db
 
 demo: $(CACHE)/apt-test $(VENV)/ready
