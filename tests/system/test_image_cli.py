@@ -242,3 +242,24 @@ def test_mount(run: Command, registry: FakeRegistry, tmp_path: Path) -> None:
     finally:
         assert run("umount", str(target), repo=None).returncode == 0
     assert list(target.iterdir()) == []
+
+
+def test_registry_that_wants_credentials(run: Command, registry: FakeRegistry) -> None:
+    reference = registry.push(make_image())
+    registry.faults.auth, registry.faults.username, registry.faults.password = "basic", "someone", "secret"
+    result = run("pull", reference, "--tls-verify=false")
+    assert result.returncode == 11, result.stderr
+    assert result.stderr.startswith("error: ")
+    assert "hint: " in result.stderr
+    assert list_json(run) == []
+
+
+def test_blob_that_is_cut_short(run: Command, registry: FakeRegistry) -> None:
+    image = make_image()
+    reference = registry.push(image)
+    registry.faults.truncate[image.layer_digests[0]] = 40
+    result = run("pull", reference, "--tls-verify=false")
+    assert result.returncode in (4, 5), result.stderr
+    assert image.layer_digests[0][7:19] in result.stderr
+    assert "Traceback" not in result.stderr
+    assert list_json(run) == []
