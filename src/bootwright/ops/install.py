@@ -36,7 +36,8 @@ from bootwright.linux.process import find_program
 from bootwright.oci.manifest import Descriptor
 from bootwright.oci.reference import ImageReference
 from bootwright.oci.source import ResolvedImage, SourceOptions, open_source
-from bootwright.ops.install_stage import Stage, StagedImage, check_initramfs, find_boot_loader, make_options
+from bootwright.ops.bootable import check_initramfs
+from bootwright.ops.install_stage import Stage, StagedImage, find_boot_loader, make_options
 from bootwright.ops.install_target import Target, find_target, open_work_directory
 from bootwright.progress import Progress, SubTask, Task
 from bootwright.repo.images import build_boot_image

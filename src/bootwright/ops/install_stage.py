@@ -25,7 +25,6 @@ from dataclasses import dataclass, field
 
 from bootwright.boot.entries import ARTEFACT_PREFIX
 from bootwright.boot.image_kargs import read_image_kargs, read_os_release
-from bootwright.boot.initramfs import has_module
 from bootwright.boot.kargs import Kargs
 from bootwright.boot.sdboot import EntryStore, first_entry
 from bootwright.deploy.model import Origin
@@ -48,7 +47,6 @@ __all__ = [
     "SSH_KEYS_FILE",
     "Stage",
     "StagedImage",
-    "check_initramfs",
     "find_boot_loader",
     "make_options",
 ]
@@ -62,7 +60,6 @@ _ALEPH = ".bootc-aleph.json"
 _UPDATED = b".updated"
 _BOOT_LOADERS = "usr/lib/systemd/boot/efi"
 _SEALING_CHUNK = 4
-_INITRAMFS_MAX = 1 << 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,25 +93,6 @@ def find_boot_loader(tree: Inode, architecture: Architecture, *, reference: str)
         f"the image '{reference}' has no boot loader: '/{path}' is missing",
         hint="install systemd-boot in the image (Debian: the package systemd-boot-efi)",
     )
-
-
-def check_initramfs(repo: Repository, boot: BootImage, *, reference: str) -> bool:
-    """Require that the initramfs has the module that mounts deployments.
-
-    Returns:
-        False when that cannot be told.
-
-    Raises:
-        ImageError: it lacks the module.
-    """
-    initramfs = boot.kernel.initramfs
-    found = has_module(repo.read_inode(initramfs)) if initramfs.size <= _INITRAMFS_MAX else None
-    if found is False:
-        raise ImageError(
-            f"the image '{reference}' is not bootable: its initramfs lacks the module that mounts deployments",
-            hint="build its initramfs with bootwright's dracut module or initramfs-tools hook",
-        )
-    return found is not None
 
 
 @dataclass(slots=True)

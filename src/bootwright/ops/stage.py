@@ -19,7 +19,6 @@ from dataclasses import dataclass, replace
 
 from bootwright.boot.entries import BootEntry, ranked
 from bootwright.boot.image_kargs import read_image_kargs, read_os_release
-from bootwright.boot.initramfs import has_module
 from bootwright.boot.kargs import Kargs
 from bootwright.boot.sdboot import BootFiles, EntryStore, boot_digest
 from bootwright.deploy.finalize import EtcMerge, check_conflicts
@@ -31,6 +30,7 @@ from bootwright.erofs.tree import Inode, lookup
 from bootwright.errors import DeploymentError, ImageError
 from bootwright.oci.reference import ImageReference
 from bootwright.oci.source import SourceOptions
+from bootwright.ops.bootable import check_initramfs
 from bootwright.ops.candidate import Candidate
 from bootwright.ops.cleanup import TAG_PREFIX, remove_leftovers
 from bootwright.ops.host import FINALIZE_UNIT, Host
@@ -45,7 +45,6 @@ __all__ = ["Stager", "drop_staged"]
 
 # The new deployment and the running one. A later "keep" setting and pins make it more.
 _KEPT = 2
-_MAX_INITRAMFS = 512 << 20
 _STAGE_MESSAGE_ID = "8f7a2b1c3d4e5f6a7b8c9d0e1f2a3b4c"  # bootc's
 
 _STEPS = {
@@ -197,7 +196,8 @@ class Stager:
         pulled: PulledImage,
         boot_image: BootImage,
     ) -> _Plan:
-        self._check_initramfs(repo, boot_image, str(reference))
+        if not check_initramfs(repo, boot_image, reference=str(reference)):
+            self._progress.note("warning: cannot tell whether the initramfs mounts deployments: unknown compression")
         booted_kargs = self._booted_kargs(state)
         booted_tree = read_tree(repo, VerityDigest.parse(self._booted_id))
         architecture = self._host.rust_architecture
@@ -230,17 +230,6 @@ class Stager:
             return booted.kargs
         # Without what boot loaders add by themselves.
         return self._host.kargs.delete("BOOT_IMAGE").delete("initrd")
-
-    def _check_initramfs(self, repo: Repository, boot_image: BootImage, name: str) -> None:
-        initramfs = boot_image.kernel.initramfs
-        found = has_module(repo.read_inode(initramfs)) if initramfs.size <= _MAX_INITRAMFS else None
-        if found is None:
-            self._progress.note("warning: cannot tell whether the initramfs mounts deployments: unknown compression")
-        elif not found:
-            raise ImageError(
-                f"the image '{name}' is not bootable: its initramfs lacks the module that mounts deployments",
-                hint="build its initramfs with bootwright's dracut module or initramfs-tools hook",
-            )
 
     def _check_etc(self, repo: Repository, booted_tree: Inode, new_tree: Inode) -> None:
         merge = EtcMerge(
