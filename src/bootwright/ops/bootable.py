@@ -1,4 +1,4 @@
-"""What an image must have to boot as a deployment, beyond a kernel: checked before install and upgrade write anything."""
+"""What an image must have to boot as a deployment, beyond a kernel: checked before anything is written."""
 
 from __future__ import annotations
 
