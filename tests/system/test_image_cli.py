@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from bootwright.oci.source import get_host_architecture
+from bootwright.linux.architecture import oci_name
 from fakes.images import BuiltImage, ImageBuilder, directory, file
 from fakes.registry import FakeRegistry
 
@@ -22,7 +22,7 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 def make_image(version: str = "1.0", architecture: str | None = None) -> BuiltImage:
     return (
         ImageBuilder(
-            architecture=architecture or get_host_architecture(),
+            architecture=architecture or oci_name(),
             labels={"org.opencontainers.image.version": version},
             created="2026-03-04T05:06:07.123456789Z",
         )
@@ -218,7 +218,7 @@ def test_no_repository(run: Command, verb: str) -> None:
 
 def test_corrupt_layer(run: Command, registry: FakeRegistry) -> None:
     # Without compression nothing but the digests can notice.
-    image = ImageBuilder(architecture=get_host_architecture()).add_layer([file("a", b"x" * 50_000)], "none").build()
+    image = ImageBuilder(architecture=oci_name()).add_layer([file("a", b"x" * 50_000)], "none").build()
     reference = registry.push(image)
     registry.faults.corrupt.add(image.layer_digests[0])
     result = run("pull", reference, "--tls-verify=false")

@@ -28,8 +28,9 @@ from bootwright.errors import (
     VerificationError,
 )
 from bootwright.linux import mount
+from bootwright.linux.architecture import oci_name
 from bootwright.oci.reference import ImageReference
-from bootwright.oci.source import SourceOptions, get_host_architecture
+from bootwright.oci.source import SourceOptions
 from bootwright.progress import SILENT, Task
 from bootwright.repo import Repository
 from bootwright.repo.gc import collect
@@ -50,7 +51,7 @@ from fakes.registry import FakeRegistry
 
 pytestmark = pytest.mark.system
 
-ARCHITECTURE = get_host_architecture()
+ARCHITECTURE = oci_name()
 OPTIONS = SourceOptions(tls_verify=False, retries=0, connect_timeout_s=5, read_timeout_s=60)
 WAIT_S = 30
 

@@ -17,8 +17,9 @@ from bootwright.digest import Algorithm
 from bootwright.erofs.tree import HardLink, Inode, resolve, walk
 from bootwright.errors import VerificationError
 from bootwright.linux import fsverity
+from bootwright.linux.architecture import oci_name
 from bootwright.oci.reference import ImageReference
-from bootwright.oci.source import SourceOptions, get_host_architecture
+from bootwright.oci.source import SourceOptions
 from bootwright.progress import SILENT
 from bootwright.repo import Repository
 from bootwright.repo.export import Compression, export_image
@@ -40,7 +41,7 @@ from fakes.peers import run_peer
 
 pytestmark = pytest.mark.system
 
-ARCHITECTURE = get_host_architecture()
+ARCHITECTURE = oci_name()
 
 
 def layered_image() -> BuiltImage:

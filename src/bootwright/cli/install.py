@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
-from types import FrameType
 
 import click
 
+from bootwright.cli.interrupt import interrupt_on_termination
 from bootwright.cli.options import ARCH, AUTHFILE, PROGRESS_FD, QUIET, TLS_VERIFY
 from bootwright.cli.output import say
 from bootwright.cli.progress import open_progress
@@ -108,7 +107,7 @@ def to_disk(**given: object) -> None:
         return
     if plan.target.device is not None and not (given["yes"] or options.wipe):
         _confirm(plan.target.path)
-    _interrupt_on_termination()
+    interrupt_on_termination()
     with open_progress(quiet=quiet, fd=progress_fd if isinstance(progress_fd, int) else None) as progress:
         result = install_to_disk(plan, progress=progress)
     if not quiet:
@@ -195,15 +194,6 @@ def _confirm(path: str) -> None:
         raise UsageError(f"everything on '{path}' would be lost, and nobody can be asked", hint="--yes to go on")
     if not click.confirm(f"Everything on '{path}' will be lost. Go on?", err=True):
         raise click.Abort
-
-
-def _interrupt_on_termination() -> None:
-    """Let SIGTERM end the work as Ctrl-C does, so that temporary files go."""
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, interrupt)
 
 
 def _show_result(plan: InstallPlan, result: InstallResult) -> None:

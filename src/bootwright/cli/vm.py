@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import signal
-from types import FrameType
-
 import click
 
+from bootwright.cli.interrupt import interrupt_on_termination
 from bootwright.cli.output import say
 from bootwright.errors import UsageError
 from bootwright.ops.vm import MachineOptions, VirtualMachine
@@ -91,7 +89,7 @@ def run(
             forwards=[_parse_forward(text) for text in forwards],
         )
     )
-    _interrupt_on_termination()
+    interrupt_on_termination()
     with machine:
         if verbose:
             say(f"QEMU with {machine.accelerator.name} ({machine.accelerator.reason}), console in {machine.serial_log}")
@@ -116,12 +114,3 @@ def _parse_forward(text: str) -> tuple[int, int]:
     if not (outer.isdecimal() and inner.isdecimal() and 0 < int(outer) < 65536 and 0 < int(inner) < 65536):
         raise UsageError(f"'{text}' names no ports", hint="write HOST:GUEST, e.g. 8080:80")
     return int(outer), int(inner)
-
-
-def _interrupt_on_termination() -> None:
-    """Let SIGTERM end the program as Ctrl-C does, so that no virtual machine stays behind."""
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, interrupt)

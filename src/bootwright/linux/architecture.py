@@ -10,6 +10,8 @@ _OCI = {
     "x86_64": "amd64",
     "aarch64": "arm64",
     "armv7l": "arm",
+    "armv6l": "arm",
+    "i386": "386",
     "i686": "386",
     "loongarch64": "loong64",
 }

@@ -18,13 +18,12 @@ from typing import Self
 from bootwright.errors import BootwrightError, PrivilegeError
 from bootwright.linux.files import libc
 
-__all__ = ["FsContext", "attach", "clone_tree", "mount_error", "set_attributes"]
+__all__ = ["FsContext", "attach", "mount_error", "set_attributes"]
 
-_OPEN_TREE, _MOVE_MOUNT, _FSOPEN, _FSCONFIG, _FSMOUNT, _FSPICK, _MOUNT_SETATTR = 428, 429, 430, 431, 432, 433, 442
+_MOVE_MOUNT, _FSOPEN, _FSCONFIG, _FSMOUNT, _FSPICK, _MOUNT_SETATTR = 429, 430, 431, 432, 433, 442
 _CLOEXEC = 1  # FSOPEN_CLOEXEC, FSMOUNT_CLOEXEC, FSPICK_CLOEXEC
 _SET_FLAG, _SET_STRING, _SET_FD, _CMD_CREATE, _CMD_RECONFIGURE = 0, 1, 5, 6, 7
 _MOVE_MOUNT_F_EMPTY_PATH = 4
-_OPEN_TREE_CLONE = 1
 _AT_FDCWD = -100
 _AT_EMPTY_PATH = 0x1000
 _AT_RECURSIVE = 0x8000
@@ -131,16 +130,6 @@ def attach(mount_fd: int, target: str) -> None:
         OSError: not possible there.
     """
     _call(_MOVE_MOUNT, mount_fd, b"", _AT_FDCWD, os.fsencode(target), _MOVE_MOUNT_F_EMPTY_PATH)
-
-
-def clone_tree(path: str, *, recursive: bool) -> int:
-    """Return the descriptor of a detached copy of the mount (and the mounts below it) at a path.
-
-    Raises:
-        OSError: not possible.
-    """
-    flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | (_AT_RECURSIVE if recursive else 0)
-    return _call(_OPEN_TREE, _AT_FDCWD, os.fsencode(path), flags)
 
 
 def set_attributes(

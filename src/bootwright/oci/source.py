@@ -8,7 +8,6 @@ own with the options that :meth:`ImageSource.worker_options` gives, which carry 
 from __future__ import annotations
 
 import abc
-import platform
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from typing import Self
 
 from bootwright.digest import Digest
 from bootwright.errors import ImageError, VerificationError
+from bootwright.linux.architecture import oci_name
 from bootwright.oci.manifest import (
     CONFIG_TYPES,
     MAX_CONFIG_SIZE,
@@ -39,28 +39,10 @@ __all__ = [
     "ResolvedImage",
     "Session",
     "SourceOptions",
-    "get_host_architecture",
     "open_source",
 ]
 
 _MAX_INDEX_DEPTH = 4
-
-# Names of the kernel (uname) and those of Go, which images use.
-_ARCHITECTURES = {
-    "x86_64": "amd64",
-    "aarch64": "arm64",
-    "armv7l": "arm",
-    "armv6l": "arm",
-    "i386": "386",
-    "i686": "386",
-    "loongarch64": "loong64",
-}
-
-
-def get_host_architecture() -> str:
-    """Return this machine's architecture in OCI names, e.g. ``amd64``."""
-    machine = platform.machine()
-    return _ARCHITECTURES.get(machine, machine)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +78,7 @@ class SourceOptions:
     """
 
     tls_verify: bool = True
-    architecture: str = field(default_factory=get_host_architecture)
+    architecture: str = field(default_factory=oci_name)
     variant: str = ""
     auth_file: str | None = None
     registries_conf: str | None = None
